@@ -1,0 +1,96 @@
+-- Everything that a replay needs, in the order in which it happened. Large outputs are left out and fetched one by one
+-- with durable.step_result(): jsonb holds 256 MB at the most.
+create function durable._steps(workflow_id uuid)
+returns jsonb language sql stable as $$
+  select coalesce(jsonb_agg(s.step order by s.at), '[]') from (
+    select c.completed_at as at, jsonb_strip_nulls(jsonb_build_object(
+        'step_name', c.step_name, 'status', c.status, 'attempt', c.attempt,
+        'omitted', case when pg_column_size(c.output) > 100000 then true end))
+      || case when c.status = 'error' then jsonb_build_object('error', c.error)
+         when pg_column_size(c.output) > 100000 then '{}'
+         else jsonb_build_object('output', c.output) end as step
+    from durable.checkpoints c where c.workflow_id = _steps.workflow_id
+    union all
+    select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
+      'at_most_once', o.at_most_once, 'error', o.error,
+      'retry_in_ms', greatest(0, extract(epoch from o.retry_at - clock_timestamp()) * 1000)::bigint)
+    from durable.open_steps o
+    where o.workflow_id = _steps.workflow_id
+      and not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
+  ) s
+$$;
+
+create function durable.claim(
+  worker text, queues text[] default '{default}', max_workflows integer default 1, workflows text[] default null
+)
+returns table (
+  workflow_id uuid, lease bigint, name text, queue text, input jsonb, attempt integer, steps jsonb,
+  created_at timestamptz, claimed_at timestamptz, deadline timestamptz
+) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+declare
+  v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
+  v_now timestamptz := clock_timestamp();
+  v_left integer := max_workflows;
+  v_queues integer := cardinality(claim.queues);
+  -- Start anywhere in the list, so that a long queue does not starve the ones behind it.
+  v_first integer := floor(random() * v_queues);
+  v_got integer;
+begin
+  perform durable._require(max_workflows >= 0,
+    format('worker %L: max_workflows must be 0 or more, not %s', worker, coalesce(max_workflows::text, 'NULL')),
+    'Pass the number of free slots.');
+  if v_queues is null or array_position(claim.queues, null) is not null then
+    perform durable._check_queues(worker, claim.queues);
+  end if;
+  for i in 0 .. v_queues - 1 loop
+    exit when v_left = 0;
+    return query
+    with claimed as (
+      update durable.live_workflows l
+      set status = 'running', lease = l.ready_seq, ready_seq = null, worker_id = v_worker_id,
+        started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
+      where l.workflow_id = any(array(
+        select r.workflow_id from durable.live_workflows r
+        where r.queue = claim.queues[1 + (v_first + i) % v_queues] and r.ready_seq is not null
+          and (claim.workflows is null or r.name = any(claim.workflows))
+        order by r.priority, r.ready_seq
+        limit v_left for update skip locked))
+      returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline, l.priority
+    )
+    select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
+      case when c.replay then durable._steps(c.workflow_id) end, c.created_at, v_now, c.deadline
+    from claimed c order by c.priority, c.lease;
+    get diagnostics v_got = row_count;
+    v_left := v_left - v_got;
+  end loop;
+  if v_left < max_workflows then
+    delete from durable.idle_workers i where i.worker_id = v_worker_id;
+  end if;
+end
+$$;
+comment on function durable.claim(text, text[], integer, text[]) is
+  'Hands up to max_workflows ready workflows of the given queues to a worker, each with a lease that every later call must '
+  'carry; by priority, then first in, first out, within a queue. workflows, if given, limits it to these names: the ones that '
+  'the worker has code for. A first claim registers the worker. steps is null on a first run, else a JSON array of all '
+  'that is stored: {"step_name", "status", "attempt", "output" or "error"}, where "omitted" marks an output to be fetched '
+  'with durable.step_result(). claimed_at is the database''s clock. Errors: WF005 invalid argument.';
+
+create function durable.reclaim(worker text, known uuid[] default '{}')
+returns table (
+  workflow_id uuid, lease bigint, name text, queue text, input jsonb, attempt integer, steps jsonb,
+  created_at timestamptz, claimed_at timestamptz, deadline timestamptz
+) language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+  select l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, durable._steps(l.workflow_id),
+    l.created_at, clock_timestamp(), l.deadline
+  from durable.live_workflows l
+  where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)
+    and l.workflow_id <> all(known)
+  order by l.priority, l.lease
+$$;
+comment on function durable.reclaim(text, uuid[]) is
+  'Hands over again what a worker holds and does not know of: call it when the answer to a claim was lost. known lists the '
+  'workflows that it does know of. The columns are those of durable.claim().';

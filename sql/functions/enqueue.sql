@@ -1,0 +1,156 @@
+create function durable._check_enqueue(
+  workflow text, queue text, priority integer, run_at timestamptz, max_attempts integer, timeout interval, tags jsonb
+)
+returns void language plpgsql as $$
+begin
+  perform durable._require(char_length(workflow) between 1 and 200,
+    'the workflow name must have 1 to 200 characters', 'Pass the name under which workers registered the workflow.');
+  perform durable._require(char_length(queue) between 1 and 200,
+    format('workflow %L: the queue name must have 1 to 200 characters', workflow), 'Leave the queue out to use ''default''.');
+  perform durable._require(priority between -32768 and 32767,
+    format('workflow %L: priority %s is out of range', workflow, coalesce(priority::text, 'NULL')),
+    'Use -32768 to 32767; lower numbers run first and 0 is the default.');
+  perform durable._require(run_at is null or isfinite(run_at),
+    format('workflow %L: run_at must be finite, not %s', workflow, run_at), 'Leave it out to start at once.');
+  perform durable._require(max_attempts >= 1,
+    format('workflow %L: max_attempts must be at least 1, not %s', workflow, coalesce(max_attempts::text, 'NULL')),
+    'Use 1 for no retry.');
+  perform durable._require(timeout is null or timeout > interval '0',
+    format('workflow %L: the timeout must be positive, not %s', workflow, timeout), 'Leave it out for no timeout.');
+  perform durable._require(jsonb_typeof(tags) = 'object',
+    format('workflow %L: tags must be a JSON object', workflow), 'For example ''{"tenant": "acme"}''.');
+end
+$$;
+
+create function durable._check_inputs(workflow text, inputs jsonb[], keys text[])
+returns void language plpgsql as $$
+declare
+  v_limit bigint := durable._max_payload();
+  v_item record;
+begin
+  perform durable._require(inputs is not null,
+    format('workflow %L: the array of inputs is NULL', workflow), 'Pass one element for each workflow.');
+  perform durable._require(keys is null or cardinality(keys) = cardinality(inputs),
+    format('workflow %L: %s inputs but %s keys', workflow, cardinality(inputs), cardinality(keys)),
+    'Pass one key for each input, NULL for none.');
+  select i.n, pg_column_size(i.input) as size into v_item
+  from unnest(inputs) with ordinality as i(input, n) where pg_column_size(i.input) > v_limit limit 1;
+  if found then
+    perform durable._raise('WF006', format('workflow %L: input %s has %s bytes', workflow, v_item.n, v_item.size),
+      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was enqueued.', v_limit),
+      'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+  end if;
+  perform durable._require(keys is null or not exists (
+      select from unnest(keys) as k(key) where char_length(k.key) not between 1 and 500),
+    format('workflow %L: a key must have 1 to 500 characters', workflow), 'Use NULL for no key.');
+end
+$$;
+
+-- Takes the keys that are free for the new ids and returns, for each item, the id that owns its key.
+create function durable._take_keys(workflow text, keys text[], ids uuid[])
+returns uuid[] language plpgsql as $$
+declare
+  v_owners uuid[];
+  v_other record;
+begin
+  loop
+    -- In the order of the keys, so that two batches cannot wait for each other.
+    insert into durable.workflow_keys (key, name, workflow_id)
+    select distinct on (i.key) i.key, workflow, i.id
+    from unnest(keys, ids) with ordinality as i(key, id, n)
+    where i.key is not null
+    order by i.key, i.n
+    on conflict do nothing;
+
+    select array_agg(case when i.key is null then i.id
+                     else (select o.workflow_id from durable.workflow_keys o where o.key = i.key) end order by i.n)
+      into v_owners
+    from unnest(keys, ids) with ordinality as i(key, id, n);
+    -- A key can go between the two statements, when retention removes its workflow.
+    exit when array_position(v_owners, null) is null;
+  end loop;
+
+  select o.key, o.name, o.workflow_id into v_other
+  from durable.workflow_keys o where o.key = any(keys) and o.name <> workflow limit 1;
+  if found then
+    perform durable._raise('WF003', format('key %L belongs to workflow %L, not to %L', v_other.key, v_other.name, workflow),
+      format('It was used to enqueue %s. Nothing was enqueued.', v_other.workflow_id),
+      'A key names one run of one workflow; put the name of the workflow into it.');
+  end if;
+  return v_owners;
+end
+$$;
+
+create function durable._enqueue(
+  workflow text, inputs jsonb[], queue text, keys text[], priority integer,
+  run_at timestamptz, max_attempts integer, timeout interval, tags jsonb
+)
+returns uuid[] language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_wake_at timestamptz := case when run_at > clock_timestamp() then run_at end;
+  v_ids uuid[];
+  v_owners uuid[];
+begin
+  perform durable._check_enqueue(workflow, queue, priority, run_at, max_attempts, timeout, tags);
+  perform durable._check_inputs(workflow, inputs, keys);
+  if not exists (select from durable.queues q where q.queue = _enqueue.queue) then
+    insert into durable.queues (queue) values (_enqueue.queue) on conflict do nothing;
+  end if;
+
+  v_ids := array(select durable._new_id() from generate_series(1, cardinality(inputs)));
+  v_owners := case when keys is null then v_ids else durable._take_keys(workflow, keys, v_ids) end;
+
+  -- The transaction must have its xid before it takes a place in line: whoever knows that no transaction up to some
+  -- xid is open may then conclude that no place taken by one of them is still to come.
+  perform pg_current_xact_id();
+  insert into durable.live_workflows (workflow_id, ready_seq, wake_at, created_at, max_attempts, priority, status,
+    timeout, name, queue, key, tags, input)
+  select i.id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, now(), _enqueue.max_attempts,
+    _enqueue.priority, 'pending', _enqueue.timeout, workflow, _enqueue.queue, i.key, _enqueue.tags, i.input
+  from unnest(v_ids, v_owners, inputs, keys) with ordinality as i(id, owner, input, key, n)
+  where i.owner = i.id
+  order by i.n;
+
+  if found and v_wake_at is null then
+    perform durable._ring(_enqueue.queue, cardinality(inputs));
+  end if;
+  return v_owners;
+end
+$$;
+
+create function durable.enqueue(
+  workflow text, input jsonb default null, queue text default 'default', key text default null,
+  priority integer default 0, run_at timestamptz default null, max_attempts integer default 1,
+  timeout interval default null, tags jsonb default '{}'
+)
+returns uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+begin
+  return (durable._enqueue(workflow, array[input], queue, case when key is not null then array[key] end,
+    priority, run_at, max_attempts, timeout, tags))[1];
+end
+$$;
+comment on function durable.enqueue(text, jsonb, text, text, integer, timestamptz, integer, interval, jsonb) is
+  'Enqueues one workflow in the caller''s transaction and returns its id (UUIDv7). Lower priority numbers run first, equal '
+  'ones first in, first out; -32768 to 32767. The same key for the same workflow name returns the same id and starts '
+  'nothing. run_at delays the start. max_attempts counts attempts that end in an error; crashes do not count. timeout runs '
+  'from the first start. tags is a JSON object for your own queries. '
+  'Errors: WF003 key belongs to another workflow, WF005 invalid argument, WF006 input too large.';
+
+create function durable.enqueue_many(
+  workflow text, inputs jsonb[], queue text default 'default', keys text[] default null, priority integer default 0,
+  run_at timestamptz default null, max_attempts integer default 1, timeout interval default null, tags jsonb default '{}'
+)
+returns setof uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+begin
+  return query select unnest(durable._enqueue(workflow, inputs, queue, keys, priority, run_at, max_attempts, timeout, tags));
+end
+$$;
+comment on function durable.enqueue_many(text, jsonb[], text, text[], integer, timestamptz, integer, interval, jsonb) is
+  'Enqueues one workflow for each input and returns their ids in the order of the inputs: all of them, or none. keys, if '
+  'given, has one element for each input, NULL for no key. All else as for durable.enqueue, and the same for all. '
+  'Errors: WF003, WF005, WF006.';

@@ -1,0 +1,54 @@
+-- All errors of durable are of SQLSTATE class WF. docs/errors.md lists them; the Python client maps them one to one.
+
+create function durable._raise(code text, message text, detail text default null, hint text default null)
+returns void language plpgsql as $$
+begin
+  raise exception using
+    errcode = code, message = message, detail = coalesce(detail, ''), hint = coalesce(hint, '');
+end
+$$;
+
+create function durable._raise_not_found(workflow_id uuid)
+returns void language plpgsql as $$
+begin
+  perform durable._raise('WF001', format('workflow %s not found', coalesce(workflow_id::text, 'NULL')),
+    'No workflow with this id is stored, neither unfinished nor in the history.',
+    'Check the id, and whether the history of that time was already removed by retention.');
+end
+$$;
+
+-- The exception for an outcome that a batch call reports as a code.
+create function durable._raise_outcome(code text, workflow_id uuid, lease bigint, step_name text default null)
+returns void language plpgsql as $$
+declare
+  v_what text := format('workflow %s', workflow_id) || coalesce(format(', step %L', step_name), '');
+begin
+  case code
+    when 'WF001' then
+      perform durable._raise_not_found(workflow_id);
+    when 'WF002' then
+      perform durable._raise('WF002', format('%s: lease %s is lost', v_what, coalesce(lease::text, 'NULL')),
+        'The workflow was taken over by another worker, given back, or ended in the meantime. Nothing was changed.',
+        'Stop working on it. If this happens to a healthy worker, its heartbeats come too late: see the setting lease.');
+    when 'WF004' then
+      perform durable._raise('WF004', format('%s: the workflow was cancelled', v_what),
+        'Nothing was changed.', 'Stop working on it.');
+    when 'WF006' then
+      perform durable._raise('WF006', format('%s: the payload is too large', v_what),
+        format('The limit is %s bytes of jsonb (setting max_payload_bytes).', durable._max_payload()),
+        'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+    else
+      perform durable._raise('WF005', format('%s: invalid argument', v_what),
+        'The step name is null, empty or longer than 500 characters, or the error is null.', 'Correct the call.');
+  end case;
+end
+$$;
+
+create function durable._require(ok boolean, message text, hint text)
+returns void language plpgsql as $$
+begin
+  if ok is not true then
+    perform durable._raise('WF005', message, 'Nothing was changed.', hint);
+  end if;
+end
+$$;

@@ -1,0 +1,134 @@
+-- The one way out of live_workflows. Moves rows to the history and returns the ids of those it moved. Without leases it
+-- takes whatever state a row is in; with them, only rows that the lease still owns. Parallel arrays; the row locks are
+-- taken in the order of the ids.
+create function durable._finish(
+  workflow_ids uuid[], leases bigint[], status durable.workflow_status, outputs jsonb[], errors jsonb[]
+)
+returns uuid[] language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_finished uuid[];
+begin
+  perform durable._ensure_partitions(workflow_ids);
+  with item as materialized (
+    select i.* from unnest(workflow_ids, leases, outputs, errors) as i(workflow_id, lease, output, error)
+    order by i.workflow_id
+  ), gone as (
+    delete from durable.live_workflows l using item i
+    where l.workflow_id = any(_finish.workflow_ids) and l.workflow_id = i.workflow_id
+      and (_finish.leases is null or l.lease = i.lease)
+    returning l.*, i.output, i.error as final_error
+  ), finished as (
+    insert into durable.finished_workflows (workflow_id, lease, created_at, started_at, completed_at, deadline, worker_id,
+      attempt, failures, crashes, max_attempts, priority, status, timeout, name, queue, key, tags, input, output, error)
+    select g.workflow_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, now(), g.deadline,
+      g.worker_id, g.attempt, g.failures + (_finish.status = 'failed' and _finish.leases is not null)::integer, g.crashes,
+      g.max_attempts, g.priority, _finish.status, g.timeout, g.name, g.queue, g.key, g.tags, g.input, g.output, g.final_error
+    from gone g
+    returning workflow_id
+  ), closed as (
+    delete from durable.open_steps o using finished f
+    where o.workflow_id = any(_finish.workflow_ids) and o.workflow_id = f.workflow_id
+  )
+  select array_agg(f.workflow_id) into v_finished from finished f;
+  return v_finished;
+end
+$$;
+
+-- The core of every completion call. Returns a row only for the items that were not simply completed.
+create function durable._complete(workflow_ids uuid[], leases bigint[], outputs jsonb[])
+returns table (item integer, outcome text) language plpgsql as $$
+declare
+  v_limit bigint := durable._max_payload();
+  v_finished uuid[];
+  v_too_large boolean[];
+begin
+  if not exists (select from unnest(outputs) as o where pg_column_size(o) > v_limit) then
+    v_finished := durable._finish(workflow_ids, leases, 'completed', outputs, null);
+    if cardinality(v_finished) = cardinality(workflow_ids) then
+      return;
+    end if;
+  else
+    v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
+    select durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null) into v_finished
+    from unnest(workflow_ids, leases, outputs, v_too_large) as i(workflow_id, lease, output, too_large)
+    where not i.too_large;
+  end if;
+  return query
+  select o.item, o.outcome from (
+    select i.n::integer as item,
+      case when i.too_large then 'WF006' else durable._why_lost(i.workflow_id, i.lease) end as outcome
+    from unnest(workflow_ids, leases, v_too_large) with ordinality as i(workflow_id, lease, too_large, n)
+    where i.workflow_id <> all(coalesce(v_finished, '{}'))) o
+  where o.outcome is not null
+  order by o.item;
+end
+$$;
+
+create function durable.complete_many(workflow_ids uuid[], leases bigint[], outputs jsonb[])
+returns table (item integer, outcome text) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  perform durable._check_lengths('workflow_ids, leases, outputs',
+    cardinality(workflow_ids), cardinality(leases), cardinality(outputs));
+  return query
+  select i.n, coalesce(r.outcome, 'ok')
+  from generate_series(1, cardinality(workflow_ids)) as i(n)
+  left join durable._complete(workflow_ids, leases, outputs) r on r.item = i.n
+  order by i.n;
+end
+$$;
+comment on function durable.complete_many(uuid[], bigint[], jsonb[]) is
+  'Completes many workflows in one statement. The arrays are parallel. Returns for each item, in order: ok (also when the same '
+  'lease had completed it before), or the code of its error (WF001, WF002, WF004, WF006); one bad item does not stop the '
+  'others. Errors of the whole call: WF005 for arrays of different lengths.';
+
+create function durable.complete(workflow_id uuid, lease bigint, output jsonb default null)
+returns void language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+  v_outcome text;
+begin
+  select r.outcome into v_outcome from durable._complete(array[workflow_id], array[lease], array[output]) r;
+  if found then
+    perform durable._raise_outcome(v_outcome, workflow_id, lease);
+  end if;
+end
+$$;
+comment on function durable.complete(uuid, bigint, jsonb) is
+  'Ends a workflow as completed. Sending it again under the same lease is harmless. '
+  'Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF006 output too large.';
+
+create function durable.flush(
+  checkpoint_ids uuid[], checkpoint_leases bigint[], step_names text[], step_outputs jsonb[], step_attempts integer[],
+  step_elapsed_ms bigint[], complete_ids uuid[], complete_leases bigint[], outputs jsonb[]
+)
+returns table (kind text, item integer, outcome text, output jsonb, error jsonb) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  perform durable._check_lengths('checkpoint_ids, checkpoint_leases, step_names, step_outputs, step_attempts, step_elapsed_ms',
+    cardinality(checkpoint_ids), cardinality(checkpoint_leases), cardinality(step_names), cardinality(step_outputs),
+    cardinality(step_attempts), cardinality(step_elapsed_ms));
+  perform durable._check_lengths('complete_ids, complete_leases, outputs',
+    cardinality(complete_ids), cardinality(complete_leases), cardinality(outputs));
+  if cardinality(checkpoint_ids) > 0 then
+    return query
+    select 'checkpoint', r.item, r.outcome, r.output, r.error
+    from durable._checkpoint(checkpoint_ids, checkpoint_leases, step_names, step_outputs, null, step_attempts, step_elapsed_ms) r;
+  end if;
+  if cardinality(complete_ids) > 0 then
+    return query
+    select 'complete', r.item, r.outcome, null::jsonb, null::jsonb
+    from durable._complete(complete_ids, complete_leases, outputs) r;
+  end if;
+end
+$$;
+comment on function durable.flush(uuid[], bigint[], text[], jsonb[], integer[], bigint[], uuid[], bigint[], jsonb[]) is
+  'Checkpoints and completions of a worker in one round trip and one commit. The arrays are those of durable.checkpoint_many() '
+  'and durable.complete_many(). Returns a row only for items whose outcome is not ok: kind is checkpoint or complete, item '
+  'counts from 1 within the kind. Errors of the whole call: WF005 for arrays of different lengths.';

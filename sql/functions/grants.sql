@@ -1,0 +1,59 @@
+-- Who may do what. Nobody has rights on tables; roles get groups of functions and views.
+
+create function durable._functions_of(audience text)
+returns setof regprocedure language sql stable as $$
+  select p.oid::regprocedure from pg_proc p
+  where p.pronamespace = 'durable'::regnamespace and p.proname::text = any (case audience
+    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'retry', 'status', 'result', 'history', 'version']
+    when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'claim', 'complete', 'complete_many',
+      'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'reclaim', 'recover', 'release_many',
+      'start_step', 'step_result', 'tick', 'version']
+    when 'observer' then array['status', 'result', 'history', 'step_result', 'version']
+    when 'admin' then array['configure', 'cancel', 'retry', 'recover', 'tick', 'leave', 'version']
+  end)
+$$;
+
+create function durable._views_of(audience text)
+returns text[] language sql immutable as $$
+  select case audience
+    when 'observer' then '{workflows,workflow_steps,queues,workers,settings}'::text[]
+    when 'admin' then '{settings}'
+    else '{}' end
+$$;
+
+create function durable._grant(audience text, role regrole)
+returns void language plpgsql as $$
+declare
+  v_name text;
+begin
+  execute format('grant usage on schema durable to %s', role);
+  for v_name in select durable._functions_of(audience)::text loop
+    execute format('grant execute on function %s to %s', v_name, role);
+  end loop;
+  foreach v_name in array durable._views_of(audience) loop
+    execute format('grant select on durable.%I to %s', v_name, role);
+  end loop;
+end
+$$;
+
+create function durable.grant_client(role regrole)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('client', role); end $$;
+comment on function durable.grant_client(regrole) is
+  'Lets a role enqueue, cancel and retry workflows and read the status, result and history of one whose id it knows.';
+
+create function durable.grant_worker(role regrole)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('worker', role); end $$;
+comment on function durable.grant_worker(regrole) is 'Lets a role run workers: claim, report, heartbeat, recover, tick.';
+
+create function durable.grant_observer(role regrole)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('observer', role); end $$;
+comment on function durable.grant_observer(regrole) is
+  'Lets a role read all workflows, steps, queues, workers and settings, inputs and outputs included.';
+
+create function durable.grant_admin(role regrole)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('admin', role); end $$;
+comment on function durable.grant_admin(regrole) is 'Lets a role change settings, cancel, retry, recover, tick and end registrations of workers.';
+
+-- Postgres lets everyone execute a new function; here nobody may who was not told so.
+revoke all on all functions in schema durable from public;
+revoke all on all tables in schema durable from public;

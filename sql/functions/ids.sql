@@ -1,0 +1,18 @@
+-- A UUIDv7 with microseconds in the bits after the version (RFC 9562, method 3): ids sort by time, and the history is
+-- partitioned by the time in them.
+create function durable._new_id()
+returns uuid language sql volatile parallel safe as $$
+  select (lpad(to_hex(t.us / 1000), 12, '0') || to_hex(28672 + (t.us % 1000) * 4096 / 1000) || substr(gen_random_uuid()::text, 20))::uuid
+  from (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us) t
+$$;
+
+create function durable._id_time(id uuid)
+returns timestamptz language sql immutable strict parallel safe as $$
+  select to_timestamp(('x' || translate(substr(id::text, 1, 13), '-', ''))::bit(48)::bigint / 1000.0)
+$$;
+
+-- The first id of a time: the bound of a partition.
+create function durable._first_id(at timestamptz)
+returns uuid language sql immutable strict parallel safe as $$
+  select rpad(lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+$$;

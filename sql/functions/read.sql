@@ -1,0 +1,80 @@
+create view durable.workflows as
+  select l.workflow_id, l.name, l.status, l.queue, l.key, l.priority, l.tags, l.attempt, l.failures, l.crashes, l.max_attempts,
+    l.input, null::jsonb as output, l.error, l.error ->> 'message' as error_message,
+    l.created_at, l.started_at, null::timestamptz as completed_at, l.wake_at, l.deadline, l.timeout,
+    (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker
+  from durable.live_workflows l
+  union all
+  select f.workflow_id, f.name, f.status, f.queue, f.key, f.priority, f.tags, f.attempt, f.failures, f.crashes, f.max_attempts,
+    f.input, f.output, f.error, f.error ->> 'message',
+    f.created_at, f.started_at, f.completed_at, null, f.deadline, f.timeout,
+    (select w.name from durable.workers w where w.worker_id = f.worker_id)
+  from durable.finished_workflows f;
+comment on view durable.workflows is
+  'Every workflow, unfinished and finished. error is what ended the last attempt; wake_at is when a delayed, retried or sleeping '
+  'one becomes ready; worker is the worker that runs it, or ended it while that one is still listed.';
+
+create view durable.workflow_steps as
+  select c.workflow_id, c.step_name, c.status, c.attempt, c.output, c.error, c.error ->> 'message' as error_message,
+    c.started_at, c.completed_at, null::timestamptz as retry_at, false as at_most_once
+  from durable.checkpoints c
+  union all
+  select o.workflow_id, o.step_name, 'running'::durable.step_status, o.attempt, null, o.error, o.error ->> 'message',
+    o.started_at, null, o.retry_at, o.at_most_once
+  from durable.open_steps o
+  where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name);
+comment on view durable.workflow_steps is
+  'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once or have '
+  'been running for longer than a heartbeat. error is why the step, or its last attempt, failed.';
+
+create function durable.status(workflow_id uuid)
+returns durable.workflow_status language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  v_status durable.workflow_status := (select w.status from durable.workflows w where w.workflow_id = status.workflow_id);
+begin
+  if v_status is null then
+    perform durable._raise_not_found(workflow_id);
+  end if;
+  return v_status;
+end
+$$;
+comment on function durable.status(uuid) is 'The status of a workflow. Errors: WF001 workflow not found.';
+
+create function durable.result(workflow_id uuid)
+returns table (status durable.workflow_status, output jsonb, error jsonb) language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+begin
+  return query
+  select w.status, w.output, w.error from durable.workflows w where w.workflow_id = result.workflow_id;
+  if not found then
+    perform durable._raise_not_found(workflow_id);
+  end if;
+end
+$$;
+comment on function durable.result(uuid) is
+  'One row: the status of a workflow, its output if it is completed, its error if it is failed or cancelled (or the last '
+  'attempt''s, if it will be tried again). Errors: WF001 workflow not found.';
+
+create function durable.history(workflow_id uuid)
+returns setof durable.workflow_steps language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+begin
+  return query
+  select s.* from durable.workflow_steps s where s.workflow_id = history.workflow_id
+  order by coalesce(s.completed_at, 'infinity'), s.started_at, s.step_name;
+  if not found then
+    perform durable.status(workflow_id);
+  end if;
+end
+$$;
+comment on function durable.history(uuid) is
+  'The steps of a workflow in the order in which they ended, then those under way; the columns are those of '
+  'durable.workflow_steps. Errors: WF001 workflow not found.';
+
+create function durable.version()
+returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ select '0.1.0'::text $$;
+comment on function durable.version() is
+  'The version of the installed schema. A client fits when the first two numbers are its own.';

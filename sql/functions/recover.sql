@@ -1,0 +1,96 @@
+-- Puts leased workflows whose owner is gone back in line, or gives up the ones that were lost too often. At most
+-- max_workflows of them.
+create function durable._requeue(worker_ids integer[], max_workflows integer)
+returns integer language plpgsql as $$
+declare
+  v_ids uuid[];
+  v_worn uuid[];
+  v_queues text[];
+  v_max integer := durable._setting('max_crashes')::integer;
+begin
+  v_ids := array(
+    select l.workflow_id from durable.live_workflows l where l.worker_id = any(worker_ids)
+    order by l.workflow_id limit max_workflows for update skip locked);
+  if cardinality(v_ids) = 0 then
+    return 0;
+  end if;
+  v_worn := array(select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.crashes >= v_max);
+  if cardinality(v_worn) > 0 then
+    update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
+    perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
+      'code', 'WF009', 'type', 'RecoveryLimitExceeded',
+      'message', format('gave up after %s crashes: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
+      array[cardinality(v_worn)]));
+  end if;
+  perform pg_current_xact_id();
+  with requeued as (
+    update durable.live_workflows l
+    set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq'),
+      crashes = l.crashes + 1, attempt = l.attempt + 1, replay = true
+    where l.workflow_id = any(v_ids)
+    returning l.queue
+  )
+  select array_agg(r.queue) into v_queues from requeued r;
+  perform durable._ring(q.queue, q.count::integer)
+  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  return cardinality(v_ids);
+end
+$$;
+
+-- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
+create function durable._bury_workers()
+returns void language plpgsql as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_free integer[];
+begin
+  -- Right after a start of Postgres all sessions are new, and their locks are still to be taken.
+  if pg_postmaster_start_time() < v_now - durable._setting('restart_grace')::interval then
+    v_free := array(
+      select w.worker_id from durable.workers w
+      where w.died_at is null and w.session_lock and not exists (
+        select from pg_locks k where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
+          and k.classid::bigint = durable._lock_class() and k.objid::bigint = w.worker_id and k.objsubid = 2 and k.granted));
+    update durable.workers w set suspect_since = case when w.worker_id = any(v_free) then v_now end
+    where w.died_at is null and (w.suspect_since is null) = (w.worker_id = any(v_free));
+  end if;
+
+  with dead as (
+    update durable.workers w set died_at = v_now, suspect_since = null
+    where w.worker_id = any(array(
+      select d.worker_id from durable.workers d
+      where d.died_at is null
+        and (d.expires_at < v_now or d.suspect_since <= v_now - durable._setting('session_grace')::interval)
+      order by d.worker_id limit 1000 for update skip locked))
+    returning w.worker_id
+  )
+  delete from durable.idle_workers i using dead d where i.worker_id = d.worker_id;
+
+  delete from durable.workers w
+  where w.worker_id = any(array(
+    select d.worker_id from durable.workers d
+    where d.died_at < v_now - durable._setting('dead_worker_retention')::interval
+      and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
+    order by d.worker_id limit 1000 for update skip locked));
+end
+$$;
+
+create function durable.recover(max_workflows integer default 1000)
+returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform durable._require(max_workflows > 0,
+    format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
+  if not pg_try_advisory_xact_lock(hashtext('durable.recover')) then
+    return 0;
+  end if;
+  perform durable._bury_workers();
+  -- All dead workers that are still listed, for a claim that was under way when its worker was declared dead commits
+  -- after that.
+  return durable._requeue(array(select w.worker_id from durable.workers w where w.died_at is not null), max_workflows);
+end
+$$;
+comment on function durable.recover(integer) is
+  'Declares workers dead whose lease ran out or whose session is gone, and puts at most max_workflows of what they held back '
+  'in line; returns how many that were. Each counts as a crash; beyond the setting max_crashes the workflow is failed (WF009). '
+  'Workers call it all the time; anyone may. When it is already under way elsewhere, it returns 0 at once. '
+  'Errors: WF005 when max_workflows is not positive.';

@@ -1,0 +1,57 @@
+create view durable.settings as
+  select d.name, coalesce(o.value, d.value) as value, d.value as default_value, d.type, d.description
+  from durable.setting_defaults d left join durable.setting_overrides o on o.name = d.name;
+comment on view durable.settings is 'Every setting: its value now, its default, its type and what it does. Change one with durable.configure().';
+
+create function durable._setting(name text)
+returns text language sql stable as $$
+  select s.value from durable.settings s where s.name = _setting.name
+$$;
+
+create function durable._lease()
+returns interval language sql stable as $$ select durable._setting('lease')::interval $$;
+
+create function durable._max_payload()
+returns bigint language sql stable as $$ select durable._setting('max_payload_bytes')::bigint $$;
+
+create function durable.configure(name text, value text)
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_type regtype := (select d.type from durable.setting_defaults d where d.name = configure.name);
+  v_seconds double precision;
+  v_ok boolean;
+begin
+  if v_type is null then
+    perform durable._raise('WF005', format('there is no setting %L', configure.name),
+      format('Settings: %s.', (select string_agg(d.name, ', ' order by d.name) from durable.setting_defaults d)),
+      'See select * from durable.settings.');
+  end if;
+  if configure.value is null then
+    delete from durable.setting_overrides o where o.name = configure.name;
+    return;
+  end if;
+  begin
+    case v_type
+      when 'interval'::regtype then
+        v_seconds := extract(epoch from configure.value::interval);
+        v_ok := v_seconds >= 0 and v_seconds < 'infinity'
+          and (configure.name <> 'lease' or v_seconds >= 1);
+      when 'double precision'::regtype then
+        v_ok := configure.value::double precision between 1 and 1000;
+      else
+        v_ok := configure.value::bigint between 1 and 1073741823;
+    end case;
+  exception when data_exception then
+    v_ok := false;
+  end;
+  perform durable._require(v_ok, format('%L is not a value for the setting %L', configure.value, configure.name),
+    format('It takes a positive %s%s.', format_type(v_type, null),
+      case configure.name when 'lease' then ' of at least one second' else '' end));
+  insert into durable.setting_overrides as o (name, value) values (configure.name, configure.value)
+  on conflict on constraint setting_overrides_pkey do update set value = excluded.value;
+end
+$$;
+comment on function durable.configure(text, text) is
+  'Changes a setting for the whole database; null brings the default back. The settings and their units are in durable.settings. '
+  'Errors: WF005 for an unknown name or a value it cannot take.';

@@ -1,0 +1,271 @@
+-- The core of every checkpoint call. Returns a row only for the items that were not simply stored.
+create function durable._checkpoint(
+  workflow_ids uuid[], leases bigint[], step_names text[], outputs jsonb[], errors jsonb[], attempts integer[],
+  elapsed_ms bigint[]
+)
+returns table (item integer, outcome text, output jsonb, error jsonb) language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_limit bigint := durable._max_payload();
+  v_stored_ids uuid[];
+  v_stored_names text[];
+begin
+  perform durable._ensure_partitions(workflow_ids);
+  -- No row lock on the workflow: if its lease is taken away at this moment, the next owner and this call are still
+  -- ordered by the constraint on (workflow_id, step_name), where the later one waits and adopts.
+  with item as materialized (
+    select * from unnest(workflow_ids, leases, step_names, outputs, errors, attempts, elapsed_ms)
+      as i(workflow_id, lease, step_name, output, error, attempt, elapsed_ms)
+  ), stored as (
+    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
+    select i.workflow_id, now() - i.elapsed_ms * interval '1 millisecond', now(), coalesce(i.attempt, 1),
+      case when i.error is null then 'completed' else 'error' end::durable.step_status, i.step_name,
+      case when i.error is null then i.output end, i.error
+    from item i join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease
+    where l.workflow_id = any(_checkpoint.workflow_ids)
+      and char_length(i.step_name) between 1 and 500
+      and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
+    order by i.workflow_id, i.step_name
+    on conflict do nothing
+    returning workflow_id, step_name
+  ), closed as (
+    delete from durable.open_steps o using stored s
+    where o.workflow_id = any(_checkpoint.workflow_ids) and o.workflow_id = s.workflow_id and o.step_name = s.step_name
+  )
+  select array_agg(s.workflow_id), array_agg(s.step_name) into v_stored_ids, v_stored_names from stored s;
+  if cardinality(v_stored_ids) = cardinality(workflow_ids) then
+    return;
+  end if;
+
+  return query
+  with item as (
+    select i.*, (select c from durable.checkpoints c where c.workflow_id = i.workflow_id and c.step_name = i.step_name) as winner
+    from unnest(workflow_ids, leases, step_names, outputs, errors) with ordinality
+      as i(workflow_id, lease, step_name, output, error, n)
+    where not exists (
+      select from unnest(v_stored_ids, v_stored_names) as s(workflow_id, step_name)
+      where s.workflow_id = i.workflow_id and s.step_name = i.step_name)
+  )
+  select i.n::integer,
+    case when (char_length(i.step_name) between 1 and 500) is not true then 'WF005'
+      when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
+      when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
+        then coalesce(durable._why_lost(i.workflow_id, i.lease), 'WF002')
+      else 'exists' end,
+    (i.winner).output, (i.winner).error
+  from item i order by i.n;
+end
+$$;
+
+-- Parallel arrays of one call have one length. Names are for the message.
+create function durable._check_lengths(names text, variadic lengths integer[])
+returns void language plpgsql as $$
+declare
+  v_different boolean := exists (select from unnest(lengths) as l where l is distinct from lengths[1]) or lengths[1] is null;
+begin
+  if v_different then
+    perform durable._raise('WF005', format('the arrays %s must have one length, not %s', names,
+        (select string_agg(coalesce(l::text, 'NULL'), ', ') from unnest(lengths) as l)),
+      'Nothing was changed.', 'Pass one element of each for every item; elements may be NULL where the function allows it.');
+  end if;
+end
+$$;
+
+create function durable.checkpoint_many(
+  workflow_ids uuid[], leases bigint[], step_names text[], outputs jsonb[],
+  errors jsonb[] default null, attempts integer[] default null, elapsed_ms bigint[] default null
+)
+returns table (item integer, outcome text, output jsonb, error jsonb) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  perform durable._check_lengths('workflow_ids, leases, step_names, outputs',
+    cardinality(workflow_ids), cardinality(leases), cardinality(step_names), cardinality(outputs));
+  perform durable._check_lengths('workflow_ids, errors, attempts, elapsed_ms', cardinality(workflow_ids),
+    coalesce(cardinality(errors), cardinality(workflow_ids)), coalesce(cardinality(attempts), cardinality(workflow_ids)),
+    coalesce(cardinality(checkpoint_many.elapsed_ms), cardinality(workflow_ids)));
+  return query
+  select i.n, coalesce(r.outcome, 'ok'), r.output, r.error
+  from generate_series(1, cardinality(workflow_ids)) as i(n)
+  left join durable._checkpoint(workflow_ids, leases, step_names, outputs, errors, attempts, checkpoint_many.elapsed_ms) r
+    on r.item = i.n
+  order by i.n;
+end
+$$;
+comment on function durable.checkpoint_many(uuid[], bigint[], text[], jsonb[], jsonb[], integer[], bigint[]) is
+  'Stores the outcomes of many steps in one statement. The arrays are parallel; an element of errors that is not null makes '
+  'that step an error. attempts and elapsed_ms (milliseconds) are for the record. Returns for each item, in order: ok (stored), '
+  'exists (another checkpoint of that step was first: output and error are the stored ones), or the code of its error '
+  '(WF001, WF002, WF004, WF005, WF006); one bad item does not stop the others. Errors of the whole call: WF005 for arrays of '
+  'different lengths.';
+
+create function durable.checkpoint(workflow_id uuid, lease bigint, step_name text, output jsonb default null)
+returns jsonb language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_variable
+declare
+  v_result record;
+begin
+  select r.outcome, r.output, r.error into v_result
+  from durable._checkpoint(array[workflow_id], array[lease], array[step_name], array[output], null, null, null) r;
+  if v_result.outcome is null then
+    return output;
+  elsif v_result.outcome <> 'exists' then
+    perform durable._raise_outcome(v_result.outcome, workflow_id, lease, step_name);
+  elsif v_result.error is not null then
+    perform durable._raise('WF007', format('workflow %s, step %L: it is already stored as failed', workflow_id, step_name),
+      v_result.error ->> 'message', 'The first outcome of a step stands; durable.retry() lets a failed one run again.');
+  end if;
+  return v_result.output;
+end
+$$;
+comment on function durable.checkpoint(uuid, bigint, text, jsonb) is
+  'Stores the output of a step and returns the stored one, which is another writer''s if that one was first. Sending it again '
+  'is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 step name not of 1 to 500 '
+  'characters, WF006 output too large, WF007 the step is already stored as failed.';
+
+-- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by.
+create function durable._hold_lease(workflow_id uuid, lease bigint, step_name text)
+returns void language plpgsql as $$
+begin
+  perform from durable.live_workflows l
+  where l.workflow_id = _hold_lease.workflow_id and l.lease = _hold_lease.lease for share;
+  if not found then
+    perform durable._raise_outcome(coalesce(durable._why_lost(workflow_id, lease), 'WF002'), workflow_id, lease, step_name);
+  end if;
+  perform durable._require(char_length(step_name) between 1 and 500,
+    format('workflow %s: a step name must have 1 to 500 characters', workflow_id), 'Shorten the name.');
+end
+$$;
+
+create function durable.begin_step(workflow_id uuid, lease bigint, step_name text)
+returns table (outcome text, output jsonb, error jsonb) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_variable
+begin
+  perform durable._hold_lease(workflow_id, lease, step_name);
+  return query
+  select 'exists', c.output, c.error
+  from durable.checkpoints c where c.workflow_id = begin_step.workflow_id and c.step_name = begin_step.step_name;
+  if not found then
+    return query select 'ok', null::jsonb, null::jsonb;
+  end if;
+end
+$$;
+comment on function durable.begin_step(uuid, bigint, text) is
+  'Opens a transactional step: call it first in a transaction, then run the SQL of the step, then call durable.checkpoint() and '
+  'commit. The lease is held until the transaction ends, so that the work and its checkpoint are committed exactly once, by '
+  'the owner. Returns ok, or exists with the stored outcome when the step is already done: then roll back. '
+  'Errors: WF001, WF002, WF004, WF005.';
+
+create function durable.start_step(
+  workflow_id uuid, lease bigint, step_name text, attempt integer default 1
+)
+returns void language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_variable
+declare
+  v_lease bigint;
+begin
+  perform durable._hold_lease(workflow_id, lease, step_name);
+  insert into durable.open_steps (workflow_id, lease, started_at, attempt, at_most_once, step_name)
+  values (workflow_id, lease, clock_timestamp(), attempt, true, step_name)
+  on conflict on constraint open_steps_pkey do nothing;
+  if not found then
+    select o.lease into v_lease from durable.open_steps o
+    where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name and o.at_most_once;
+    if v_lease is distinct from lease then
+      perform durable._raise('WF008', format('workflow %s, step %L: it was interrupted', workflow_id, step_name),
+        'An earlier owner recorded its start and did not report its end; whether it took effect is not known. An at-most-once '
+        'step is not run again.',
+        'Find out what it did outside, then handle this error in the workflow, or store the right result with durable.checkpoint().');
+    end if;
+  end if;
+end
+$$;
+comment on function durable.start_step(uuid, bigint, text, integer) is
+  'Records the start of an at-most-once step; run its body only after this is committed. Sending it again under the same '
+  'lease is harmless. Errors: WF008 when an earlier owner has started it, WF001, WF002, WF004, WF005.';
+
+-- The wait before attempt + 1, with half of it left to chance so that those who failed together do not return together.
+create function durable._retry_delay(attempt integer, initial interval, backoff double precision, max_delay interval)
+returns interval language sql volatile as $$
+  select make_interval(secs => (0.5 + random() / 2) * least(
+    extract(epoch from max_delay)::double precision,
+    extract(epoch from initial)::double precision * exp(least(ln(backoff) * (attempt - 1), 50))))
+$$;
+
+create function durable.fail_step(
+  workflow_id uuid, lease bigint, step_name text, error jsonb, attempt integer default 1, max_attempts integer default 1,
+  initial interval default '1 second', backoff double precision default 2, max_delay interval default '5 minutes'
+)
+returns interval language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_variable
+declare
+  v_outcome text;
+  v_retry_at timestamptz;
+begin
+  perform durable._require(error is not null and attempt >= 1 and max_attempts >= 1 and backoff between 1 and 1000
+      and initial >= interval '0' and max_delay >= interval '0' and isfinite(initial) and isfinite(max_delay),
+    format('workflow %s, step %L: the error or the retry policy is not valid', workflow_id, step_name),
+    'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are not negative, error is not null.');
+  perform durable._hold_lease(workflow_id, lease, step_name);
+  if attempt >= max_attempts then
+    select r.outcome into v_outcome from durable._checkpoint(
+      array[workflow_id], array[lease], array[step_name], array[null::jsonb], array[error], array[attempt], null) r;
+    if v_outcome <> 'exists' then
+      perform durable._raise_outcome(v_outcome, workflow_id, lease, step_name);
+    end if;
+    return null;
+  end if;
+
+  insert into durable.open_steps as o (workflow_id, lease, started_at, retry_at, attempt, step_name, error)
+  values (workflow_id, lease, clock_timestamp(),
+    clock_timestamp() + durable._retry_delay(attempt, initial, backoff, max_delay), attempt + 1, step_name, error)
+  on conflict on constraint open_steps_pkey do update
+    set lease = excluded.lease, retry_at = excluded.retry_at, attempt = excluded.attempt, error = excluded.error
+    -- The same report again finds the attempt already counted.
+    where o.attempt < excluded.attempt and not o.at_most_once
+  returning o.retry_at into v_retry_at;
+  if not found then
+    select o.retry_at into v_retry_at
+    from durable.open_steps o where o.workflow_id = fail_step.workflow_id and o.step_name = fail_step.step_name;
+  end if;
+  return greatest(interval '0', v_retry_at - clock_timestamp());
+end
+$$;
+comment on function durable.fail_step(uuid, bigint, text, jsonb, integer, integer, interval, double precision, interval) is
+  'Reports that an attempt of a step failed, and returns how long to wait before the next one: initial * backoff^(attempt - 1), '
+  'at most max_delay, the second half of it at random. Returns null after the last attempt; the error is then the outcome of '
+  'the step. The count and the time of the next attempt survive a crash. Sending the same attempt again counts once. '
+  'Errors: WF001, WF002, WF004, WF005, WF006.';
+
+create function durable._open_running_steps(running_steps jsonb)
+returns void language plpgsql as $$
+begin
+  insert into durable.open_steps as o (workflow_id, lease, started_at, attempt, step_name)
+  select s.workflow_id, s.lease, clock_timestamp() - s.elapsed_ms * interval '1 millisecond', coalesce(s.attempt, 1), s.step_name
+  from jsonb_to_recordset(running_steps) as s(workflow_id uuid, lease bigint, step_name text, attempt integer, elapsed_ms bigint)
+  where s.elapsed_ms >= 0 and char_length(s.step_name) between 1 and 500
+    and exists (select from durable.live_workflows l where l.workflow_id = s.workflow_id and l.lease = s.lease)
+    and not exists (select from durable.checkpoints c where c.workflow_id = s.workflow_id and c.step_name = s.step_name)
+  order by s.workflow_id, s.step_name
+  on conflict on constraint open_steps_pkey do update
+    set lease = excluded.lease, started_at = excluded.started_at, attempt = excluded.attempt, retry_at = null, error = null
+    where (o.lease, o.attempt, o.retry_at is null) is distinct from (excluded.lease, excluded.attempt, true)
+      and not o.at_most_once and o.attempt <= excluded.attempt;
+end
+$$;
+
+create function durable.step_result(workflow_id uuid, step_name text)
+returns table (status durable.step_status, output jsonb, error jsonb) language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+  select c.status, c.output, c.error from durable.checkpoints c
+  where c.workflow_id = step_result.workflow_id and c.step_name = step_result.step_name
+$$;
+comment on function durable.step_result(uuid, text) is
+  'The stored outcome of one step; no row when there is none yet.';

@@ -1,0 +1,90 @@
+-- Puts workflows whose time has come in line, the longest due first.
+create function durable._wake_due(max_workflows integer)
+returns integer language plpgsql as $$
+declare
+  v_queues text[];
+begin
+  if not exists (select from durable.live_workflows l where l.wake_at <= statement_timestamp()) then
+    return 0;
+  end if;
+  perform pg_current_xact_id();
+  with woken as (
+    update durable.live_workflows l
+    set status = 'pending', wake_at = null, ready_seq = nextval('durable.ready_seq')
+    where l.workflow_id = any(array(
+      select d.workflow_id from durable.live_workflows d
+      where d.wake_at <= statement_timestamp()
+      order by d.wake_at limit max_workflows for update skip locked))
+    returning l.queue
+  )
+  select array_agg(w.queue) into v_queues from woken w;
+  perform durable._ring(q.queue, q.count::integer)
+  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  return coalesce(cardinality(v_queues), 0);
+end
+$$;
+
+-- Ends workflows whose timeout has passed.
+create function durable._time_out(max_workflows integer)
+returns integer language plpgsql as $$
+declare
+  v_late record;
+  v_error jsonb := '{"code": "WF010", "type": "WorkflowTimedOut", "message": "the timeout of the workflow has passed"}';
+begin
+  select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
+    select l.workflow_id, l.worker_id from durable.live_workflows l
+    where l.deadline <= statement_timestamp()
+    order by l.deadline limit max_workflows for update skip locked) d;
+  if v_late.ids is null then
+    return 0;
+  end if;
+  perform durable._finish(v_late.ids, null, 'failed', null, array_fill(v_error, array[cardinality(v_late.ids)]));
+  perform pg_notify('durable_worker_' || w, 'cancel') from (select distinct unnest(v_late.worker_ids) as w) d where w is not null;
+  return cardinality(v_late.ids);
+end
+$$;
+
+create function durable.tick(max_workflows integer default 1000)
+returns jsonb language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  v_report jsonb := '{}';
+  v_part text;
+  v_done integer;
+  v_today date := (now() at time zone 'UTC')::date;
+  v_next timestamptz;
+begin
+  perform durable._require(max_workflows > 0,
+    format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
+  if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
+    return '{"busy": true}';
+  end if;
+  foreach v_part in array '{recovered,woken,timed_out,partitions}'::text[] loop
+    -- One part that fails does not stop the others.
+    begin
+      v_done := case v_part
+        when 'recovered' then durable.recover(max_workflows)
+        when 'woken' then durable._wake_due(max_workflows)
+        when 'timed_out' then durable._time_out(max_workflows)
+        when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
+      end;
+      v_report := v_report || jsonb_build_object(v_part, v_done);
+    exception when others then
+      v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+    end;
+  end loop;
+
+  v_next := least(
+    (select min(l.wake_at) from durable.live_workflows l where l.wake_at is not null),
+    (select min(l.deadline) from durable.live_workflows l where l.deadline is not null),
+    (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
+     where w.died_at is null));
+  return v_report || jsonb_build_object('next_in_ms', case when v_next is not null then
+    greatest(0, ceil(extract(epoch from v_next - clock_timestamp()) * 1000)::bigint) end);
+end
+$$;
+comment on function durable.tick(integer) is
+  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead. Each '
+  'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error, and next_in_ms, '
+  'the milliseconds until something is due (null for nothing). Workers call it every second, one at a time; anyone may. '
+  'Errors: WF005 when max_workflows is not positive.';

@@ -1,0 +1,150 @@
+-- The first key of the session advisory locks that workers hold; the second is the worker_id.
+create function durable._lock_class()
+returns integer language sql immutable parallel safe as $$ select 1685418593 $$;
+
+-- The registration of a living worker; a new one when there is none.
+create function durable._worker_id(worker text, queues text[])
+returns integer language plpgsql as $$
+declare
+  v_worker_id integer;
+begin
+  loop
+    select w.worker_id into v_worker_id from durable.workers w where w.name = worker and w.died_at is null;
+    if found then
+      return v_worker_id;
+    end if;
+    perform durable._require(char_length(worker) between 1 and 200,
+      'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
+    perform durable._check_queues(worker, queues);
+    insert into durable.workers (name, queues, expires_at) values (worker, queues, clock_timestamp() + durable._lease())
+    on conflict do nothing;
+  end loop;
+end
+$$;
+
+create function durable._check_queues(worker text, queues text[])
+returns void language plpgsql as $$
+begin
+  perform durable._require(cardinality(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null,
+    format('worker %L: the queues must be a list of names', worker), 'For example ''{default}'', which is the default.');
+end
+$$;
+
+create function durable.attach(worker text, queues text[] default '{default}')
+returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_worker_id integer := durable._worker_id(attach.worker, attach.queues);
+  v_held boolean;
+begin
+  v_held := exists (
+      select from pg_locks k where k.locktype = 'advisory' and k.pid = pg_backend_pid() and k.granted and k.objsubid = 2
+        and k.classid::bigint = durable._lock_class() and k.objid::bigint = v_worker_id)
+    or pg_try_advisory_lock(durable._lock_class(), v_worker_id);
+  update durable.workers w
+  set session_lock = v_held, suspect_since = null, queues = attach.queues
+  where w.worker_id = v_worker_id;
+  return 'durable_worker_' || v_worker_id;
+end
+$$;
+comment on function durable.attach(text, text[]) is
+  'Ties a worker to the calling session and returns the channel of its doorbell (LISTEN "…"). The session takes an advisory '
+  'lock; when the session ends while the worker is registered, the process is taken for dead and recovery need not wait '
+  'for the lease. Call it again after a reconnect; not through a transaction pooler, where only the lease counts. '
+  'Errors: WF005 for an invalid worker or queue name.';
+
+create function durable.heartbeat(
+  worker text, workflow_ids uuid[] default null, leases bigint[] default null, running_steps jsonb default null
+)
+returns table (workflow_id uuid, reason text) language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+begin
+  perform durable._require(cardinality(workflow_ids) is not distinct from cardinality(leases),
+    format('worker %L: %s workflow ids but %s leases', worker, cardinality(workflow_ids), cardinality(leases)),
+    'Pass one lease for each workflow id.');
+  update durable.workers w
+  set heartbeat_at = clock_timestamp(), expires_at = clock_timestamp() + durable._lease()
+  where w.name = heartbeat.worker and w.died_at is null;
+
+  if jsonb_typeof(running_steps) = 'array' then
+    perform durable._open_running_steps(running_steps);
+  end if;
+  return query
+  select i.workflow_id, durable._why_lost(i.workflow_id, i.lease)
+  from unnest(heartbeat.workflow_ids, heartbeat.leases) as i(workflow_id, lease)
+  where not exists (
+    select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease);
+end
+$$;
+comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is
+  'Renews the lease of a worker on all that it holds, and returns which of the workflows it names it must stop, with the '
+  'code of the reason (WF002 taken away or ended, WF004 cancelled). running_steps lists steps that have been running '
+  'for long: [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}]; they show in durable.workflow_steps. A worker '
+  'that was declared dead is not revived: all that it held is returned. Errors: WF005 for arrays of different lengths.';
+
+-- The code that tells a worker why a lease is not valid; null when the same lease completed the workflow.
+create function durable._why_lost(workflow_id uuid, lease bigint)
+returns text language sql stable as $$
+  select coalesce(
+    (select case when f.status = 'cancelled' then 'WF004' when f.lease = _why_lost.lease then null else 'WF002' end
+     from durable.finished_workflows f where f.workflow_id = _why_lost.workflow_id),
+    (select 'WF002' from durable.live_workflows l where l.workflow_id = _why_lost.workflow_id),
+    'WF001')
+$$;
+
+create function durable.release_many(workflow_ids uuid[], leases bigint[])
+returns integer language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+  v_queues text[];
+begin
+  perform durable._require(cardinality(workflow_ids) is not distinct from cardinality(leases),
+    format('%s workflow ids but %s leases', cardinality(workflow_ids), cardinality(leases)),
+    'Pass one lease for each workflow id.');
+  perform pg_current_xact_id();
+  with item as materialized (
+    select i.workflow_id, i.lease from unnest(release_many.workflow_ids, release_many.leases) as i(workflow_id, lease)
+  ), held as (
+    select l.workflow_id from durable.live_workflows l
+    where l.workflow_id = any(release_many.workflow_ids)
+      and exists (select from item i where i.workflow_id = l.workflow_id and i.lease = l.lease)
+    order by l.workflow_id for update
+  ), released as (
+    update durable.live_workflows l
+    set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq'), replay = true
+    where l.workflow_id = any(array(select h.workflow_id from held h))
+    returning l.queue
+  )
+  select array_agg(r.queue) into v_queues from released r;
+  perform durable._ring(q.queue, q.count::integer)
+  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  return coalesce(cardinality(v_queues), 0);
+end
+$$;
+comment on function durable.release_many(uuid[], bigint[]) is
+  'Gives claimed workflows back without counting a failure or a crash; another worker goes on with them at once. Returns how '
+  'many there were; items whose lease is lost are passed over. Errors: WF005 for arrays of different lengths.';
+
+create function durable.leave(worker text)
+returns integer language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+  v_worker_id integer;
+  v_released integer;
+begin
+  update durable.workers w set died_at = clock_timestamp(), suspect_since = null
+  where w.name = leave.worker and w.died_at is null
+  returning w.worker_id into v_worker_id;
+  delete from durable.idle_workers i where i.worker_id = v_worker_id;
+  select durable.release_many(array_agg(l.workflow_id), array_agg(l.lease)) into v_released
+  from durable.live_workflows l where l.worker_id = v_worker_id;
+  return v_released;
+end
+$$;
+comment on function durable.leave(text) is
+  'Ends the registration of a worker and gives back all that it holds, without counting a crash. Returns how many workflows '
+  'that were. A worker with a fixed name calls it at its start, too, for what an earlier process under that name left.';

@@ -1,0 +1,45 @@
+-- Steps, too, are stored by temperature: checkpoints is append-only and holds outcomes; open_steps holds the few steps
+-- whose start had to be written down: at-most-once steps, steps between two attempts, and steps that have been running
+-- for longer than a heartbeat. A fast step costs one insert, into checkpoints.
+
+create table durable.checkpoints (
+  workflow_id uuid not null,
+  started_at timestamptz,
+  completed_at timestamptz not null,
+  attempt integer not null,
+  status durable.step_status not null,
+  step_name text not null,
+  output jsonb,
+  error jsonb,
+  -- First checkpoint wins: this constraint is what keeps a completed step from running again.
+  constraint checkpoints_pkey primary key (workflow_id, step_name),
+  constraint checkpoints_is_outcome check (status in ('completed', 'error')),
+  constraint checkpoints_error_iff_error check ((status = 'error') = (error is not null)),
+  constraint checkpoints_output_if_completed check (output is null or status = 'completed'),
+  constraint checkpoints_step_name_length check (char_length(step_name) between 1 and 500)
+) partition by range (workflow_id);
+-- "Which steps failed in the last month, newest first."
+create index checkpoints_error_idx on durable.checkpoints (completed_at) where status = 'error';
+
+comment on table durable.checkpoints is 'Outcomes of steps, one partition per day of creation of the workflow. Read it through durable.workflow_steps.';
+
+create table durable.open_steps (
+  workflow_id uuid not null,
+  lease bigint not null,
+  started_at timestamptz not null,
+  retry_at timestamptz,
+  attempt integer not null default 1,
+  at_most_once boolean not null default false,
+  step_name text not null,
+  error jsonb,
+  constraint open_steps_pkey primary key (workflow_id, step_name),
+  constraint open_steps_attempt check (attempt >= 1),
+  constraint open_steps_retry_has_error check ((retry_at is null) = (error is null)),
+  constraint open_steps_once_is_not_retried check (not at_most_once or retry_at is null),
+  constraint open_steps_step_name_length check (char_length(step_name) between 1 and 500)
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+comment on table durable.open_steps is 'Steps without an outcome whose start was worth writing down. Read it through durable.workflow_steps.';
+comment on column durable.open_steps.lease is 'Lease of the worker that began it.';
+comment on column durable.open_steps.attempt is 'The attempt that runs, or that retry_at waits for.';
+comment on column durable.open_steps.retry_at is 'When the next attempt may start; null while one runs.';
+comment on column durable.open_steps.error is 'Why the attempt before failed.';

@@ -1,0 +1,38 @@
+-- Liveness is kept per worker, not per workflow: one row is renewed however many workflows the worker runs. A row stays
+-- for a while after its worker died, because a claim that was under way at that moment may still commit under its id.
+
+create table durable.workers (
+  worker_id integer generated always as identity,
+  name text not null,
+  queues text[] not null,
+  session_lock boolean not null default false,
+  registered_at timestamptz not null default now(),
+  heartbeat_at timestamptz not null default now(),
+  expires_at timestamptz not null,
+  suspect_since timestamptz,
+  died_at timestamptz,
+  constraint workers_pkey primary key (worker_id),
+  constraint workers_name_length check (char_length(name) between 1 and 200),
+  constraint workers_suspect_has_lock check (suspect_since is null or session_lock)
+) with (fillfactor = 50);
+create unique index workers_live_name_idx on durable.workers (name) where died_at is null;
+
+comment on table durable.workers is 'One row for each worker: its lease on everything it holds, and its last heartbeat.';
+comment on column durable.workers.worker_id is 'Number of this registration; a worker that comes back gets a new one.';
+comment on column durable.workers.name is 'The name the worker gave itself, unique among the living.';
+comment on column durable.workers.queues is 'The queues it named when it registered.';
+comment on column durable.workers.session_lock is
+  'True when it promised to hold a session advisory lock: the loss of that lock means the process is gone.';
+comment on column durable.workers.expires_at is 'When its lease on everything it holds runs out.';
+comment on column durable.workers.suspect_since is 'When its session lock was first found free; null while it is held.';
+comment on column durable.workers.died_at is 'When recovery declared it dead, or it left; null while it lives.';
+
+-- Who wants to be woken. Enqueues only ever read it, so that a long transaction of a user never stands in the way of
+-- a worker. Unlogged: after a crash of Postgres every worker says again that it is idle.
+create unlogged table durable.idle_workers (
+  queue text not null,
+  worker_id integer not null,
+  constraint idle_workers_pkey primary key (queue, worker_id)
+);
+create index idle_workers_worker_idx on durable.idle_workers (worker_id);
+comment on table durable.idle_workers is 'Workers that found nothing to claim and wait for the doorbell, per queue.';

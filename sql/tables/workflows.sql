@@ -1,0 +1,126 @@
+-- Workflows are stored by temperature.
+--
+-- live_workflows holds one narrow row for each workflow that is not finished. Its life:
+--
+--     enqueue ──> pending ──claim──> running ──complete──> (moves to finished_workflows)
+--                    ^                  │ ├────fail, attempts left──> pending, due later
+--                    ├──lease released──┘ └────fail, none left──────> (moves, failed)
+--                    └──worker died───────────                  cancel, timeout: (moves) from any state
+--
+-- A row that is ready has a ready_seq, its place in line; a row that must wait has a wake_at instead, and gets a
+-- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
+-- and no lease is ever given twice. Constraints hold each of these.
+--
+-- finished_workflows is append-only and partitioned by day of creation, which a UUIDv7 carries. Partitions are made by
+-- durable._provision_partitions(), ahead of time by the tick and on demand by the call that misses one; there is no
+-- default partition, for it would have to be scanned each time that a partition is added.
+--
+-- Lock order, for every function: workers, then live_workflows by workflow_id, then all else.
+
+create table durable.live_workflows (
+  workflow_id uuid not null,
+  lease bigint,
+  ready_seq bigint,
+  wake_at timestamptz,
+  deadline timestamptz,
+  created_at timestamptz not null,
+  started_at timestamptz,
+  worker_id integer,
+  attempt integer not null default 1,
+  failures integer not null default 0,
+  crashes integer not null default 0,
+  max_attempts integer not null default 1,
+  priority smallint not null default 0,
+  replay boolean not null default false,
+  status durable.workflow_status not null,
+  timeout interval,
+  name text not null,
+  queue text not null,
+  key text,
+  tags jsonb not null default '{}',
+  input jsonb,
+  error jsonb,
+  constraint live_workflows_pkey primary key (workflow_id),
+  constraint live_workflows_name_length check (char_length(name) between 1 and 200),
+  constraint live_workflows_queue_length check (char_length(queue) between 1 and 200),
+  constraint live_workflows_is_unfinished check (status in ('pending', 'running', 'sleeping', 'waiting')),
+  constraint live_workflows_running_is_leased check ((status = 'running') = (lease is not null)),
+  constraint live_workflows_lease_has_worker check ((lease is null) = (worker_id is null)),
+  constraint live_workflows_ready_is_pending check (ready_seq is null or status = 'pending'),
+  constraint live_workflows_pending_is_ready_or_due check (status <> 'pending' or (ready_seq is null) <> (wake_at is null)),
+  constraint live_workflows_sleeping_has_end check (status <> 'sleeping' or wake_at is not null),
+  constraint live_workflows_running_started check (lease is null or started_at is not null),
+  constraint live_workflows_counts check (attempt >= 1 and failures >= 0 and crashes >= 0 and max_attempts >= 1),
+  constraint live_workflows_tags_is_object check (jsonb_typeof(tags) = 'object')
+) with (
+  -- Room for the new version of a row on its own page; a claim is never a HOT update, but its page is already dirty.
+  fillfactor = 80,
+  -- Payloads over a few hundred bytes live outside the row, so that updates of the row do not copy them.
+  toast_tuple_target = 256,
+  -- Every row here dies young. Vacuum early and by count, for the share of dead rows says nothing about a small table.
+  autovacuum_vacuum_scale_factor = 0.02,
+  autovacuum_vacuum_threshold = 2000,
+  autovacuum_vacuum_insert_threshold = -1,
+  autovacuum_vacuum_cost_delay = 0
+);
+-- Claims read this index from its start; it has the rows in line and no others.
+create index live_workflows_ready_idx on durable.live_workflows (queue, priority, ready_seq) where ready_seq is not null;
+-- Recovery reads what a dead worker holds.
+create index live_workflows_held_idx on durable.live_workflows (worker_id) where worker_id is not null;
+create index live_workflows_wake_idx on durable.live_workflows (wake_at) where wake_at is not null;
+create index live_workflows_deadline_idx on durable.live_workflows (deadline) where deadline is not null;
+
+comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
+comment on column durable.live_workflows.lease is 'Fencing token of the worker that runs it; every later call of that worker carries it.';
+comment on column durable.live_workflows.ready_seq is 'Place in line within queue and priority; null when it is not ready.';
+comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry or sleep.';
+comment on column durable.live_workflows.deadline is 'When its timeout ends it; set by the first claim.';
+comment on column durable.live_workflows.attempt is 'Which attempt this is, from 1; failures, crashes and retries add one.';
+comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
+comment on column durable.live_workflows.crashes is 'Attempts that ended with the death of the worker; compared with the setting max_crashes.';
+comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
+comment on column durable.live_workflows.error is 'What ended the last attempt, if it failed.';
+
+create table durable.finished_workflows (
+  workflow_id uuid not null,
+  lease bigint,
+  created_at timestamptz not null,
+  started_at timestamptz,
+  completed_at timestamptz not null,
+  deadline timestamptz,
+  worker_id integer,
+  attempt integer not null,
+  failures integer not null,
+  crashes integer not null,
+  max_attempts integer not null,
+  priority smallint not null,
+  status durable.workflow_status not null,
+  timeout interval,
+  name text not null,
+  queue text not null,
+  key text,
+  tags jsonb not null,
+  input jsonb,
+  output jsonb,
+  error jsonb,
+  constraint finished_workflows_pkey primary key (workflow_id),
+  constraint finished_workflows_is_final check (status in ('completed', 'failed', 'cancelled')),
+  constraint finished_workflows_error_iff_not_completed check ((status = 'completed') = (error is null)),
+  constraint finished_workflows_output_if_completed check (output is null or status = 'completed')
+) partition by range (workflow_id);
+-- "What failed since noon" must not read what went well.
+create index finished_workflows_unhappy_idx on durable.finished_workflows (completed_at) where status <> 'completed';
+
+comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';
+comment on column durable.finished_workflows.lease is
+  'Lease under which it ended, so that the same report sent again is recognised; null when no worker ended it.';
+
+-- A key belongs to the workflow that used it first, for as long as that workflow is stored.
+create table durable.workflow_keys (
+  key text not null,
+  name text not null,
+  workflow_id uuid not null,
+  constraint workflow_keys_pkey primary key (key),
+  constraint workflow_keys_length check (char_length(key) between 1 and 500)
+);
+comment on table durable.workflow_keys is 'Idempotency keys: the primary key makes one workflow out of many enqueues.';
