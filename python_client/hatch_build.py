@@ -1,0 +1,24 @@
+"""Puts the plain SQL schema into the package, from the same sources as the extension."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class AssembleSchema(BuildHookInterface[Any]):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        target = Path(self.root, "src", "durable_client", "durable.sql")
+        sources = ROOT / "sql"
+        if not sources.is_dir():
+            if target.exists():  # an unpacked sdist carries the assembled file
+                return
+            raise FileNotFoundError(f"{sources} is missing: build the client from a checkout of the whole project")
+        schema_version = re.search(r"^default_version = '(.*)'", (ROOT / "durable.control").read_text(), re.MULTILINE)
+        assert schema_version is not None
+        parts = [line for line in (sources / "INSTALL_ORDER").read_text().splitlines() if not line.startswith("#")]
+        text = "".join((sources / part).read_text() for part in ["plain_header.sql", *parts])
+        target.write_text(text.replace("@VERSION@", schema_version[1]))

@@ -1,0 +1,66 @@
+"""Durable workflows in Python on nothing but Postgres."""
+
+from ._app import Durable
+from ._client import Client, Handle
+from ._client_async import AsyncClient, AsyncHandle, StepRecord
+from ._context import Context
+from ._context_async import AsyncContext
+from ._definitions import Step, Workflow
+from ._errors import (
+    DurableError,
+    InvalidArgument,
+    KeyConflict,
+    LeaseLost,
+    PayloadTooLarge,
+    RecoveryLimitExceeded,
+    ResultTimeout,
+    SchemaMismatch,
+    StepFailed,
+    StepInterrupted,
+    StepTimedOut,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowNotFound,
+    WorkflowTimedOut,
+)
+from ._retry import Retry
+from ._run import StepInfo, WorkflowInterrupted, current_step
+from ._schema import install, schema_sql
+from ._version import __version__
+from ._worker import Worker
+
+__all__ = [
+    "AsyncClient",
+    "AsyncContext",
+    "AsyncHandle",
+    "Client",
+    "Context",
+    "Durable",
+    "DurableError",
+    "Handle",
+    "InvalidArgument",
+    "KeyConflict",
+    "LeaseLost",
+    "PayloadTooLarge",
+    "RecoveryLimitExceeded",
+    "ResultTimeout",
+    "Retry",
+    "SchemaMismatch",
+    "Step",
+    "StepFailed",
+    "StepInfo",
+    "StepInterrupted",
+    "StepRecord",
+    "StepTimedOut",
+    "Worker",
+    "Workflow",
+    "WorkflowCancelled",
+    "WorkflowFailed",
+    "WorkflowInterrupted",
+    "WorkflowNotFound",
+    "WorkflowTimedOut",
+    "__version__",
+    "current_step",
+    "install",
+    "schema_sql",
+]

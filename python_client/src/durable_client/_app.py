@@ -1,0 +1,189 @@
+"""The app: what a program declares, and what it asks of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar, overload
+
+from ._client import Client, Handle
+from ._client_async import AsyncClient
+from ._definitions import NO_RETRY, Step, Workflow
+from ._durations import Duration, seconds
+from ._errors import InvalidArgument
+from ._retry import Retry
+from ._worker import Worker, run_until_signalled
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Durable:
+    """Workflows and steps of a program, and the database that they live in.
+
+    ``dsn`` is a psycopg connection string; without one the environment's ``DURABLE_DSN`` is used. Nothing is connected
+    before it is needed. The methods are synchronous; ``aio`` has the same ones to await.
+    """
+
+    def __init__(self, dsn: str | None = None) -> None:
+        self._dsn = dsn
+        self._client: Client | None = None
+        self._async_client: AsyncClient | None = None
+        self.workflows: dict[str, Workflow[..., Any]] = {}
+
+    @property
+    def dsn(self) -> str:
+        """The connection string. Raises InvalidArgument when there is none."""
+        dsn = self._dsn or os.environ.get("DURABLE_DSN")
+        if not dsn:
+            raise InvalidArgument(
+                "there is no database to connect to",
+                hint='Set DURABLE_DSN, or pass a connection string: Durable("postgresql://user@host/database").',
+            )
+        return dsn
+
+    # Declaring
+
+    @overload
+    def step(self, function: Callable[P, R]) -> Step[P, R]: ...
+    @overload
+    def step(
+        self, *, name: str | None = None, retry: Retry = NO_RETRY, timeout: Duration | None = None, at_most_once: bool = False
+    ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+    def step(
+        self, function: Any = None, *, name: str | None = None, retry: Retry = NO_RETRY, timeout: Duration | None = None,
+        at_most_once: bool = False,
+    ) -> Any:  # fmt: skip
+        """Declares a step: a function, plain or ``async``, whose outcome is checkpointed once for each call.
+
+        ``name`` (default: the function's) identifies it in stored runs. ``timeout`` limits one attempt; a plain function
+        goes on in its thread, unheard. ``at_most_once`` records the start first, so that after a crash the step is
+        reported as interrupted (StepInterrupted) instead of being run again.
+        """
+
+        def declare(body: Callable[P, R]) -> Step[P, R]:
+            return Step(body, name or body.__name__, retry, None if timeout is None else seconds(timeout), at_most_once)
+
+        return declare if function is None else declare(function)
+
+    @overload
+    def workflow(self, function: Callable[P, R]) -> Workflow[P, R]: ...
+    @overload
+    def workflow(
+        self, *, name: str | None = None, queue: str = "default", max_attempts: int = 1, timeout: Duration | None = None,
+        priority: int = 0,
+    ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...  # fmt: skip
+    def workflow(
+        self, function: Any = None, *, name: str | None = None, queue: str = "default", max_attempts: int = 1,
+        timeout: Duration | None = None, priority: int = 0,
+    ) -> Any:  # fmt: skip
+        """Declares a workflow: a function, plain or ``async``, of a context and at most one input.
+
+        ``name`` (default: the function's) identifies it in the database. The other options are defaults for ``enqueue``:
+        ``max_attempts`` counts attempts that end in an error, ``timeout`` runs from the first start, lower ``priority``
+        runs first. Raises InvalidArgument when the name is taken.
+        """
+
+        def declare(body: Callable[P, R]) -> Workflow[P, R]:
+            declared = Workflow(
+                body, name or body.__name__, queue, max_attempts, None if timeout is None else seconds(timeout), priority
+            )
+            if declared.name in self.workflows:
+                raise InvalidArgument(f"there is already a workflow {declared.name!r}", hint="Give one of them a name=.")
+            self.workflows[declared.name] = declared
+            return declared
+
+        return declare if function is None else declare(function)
+
+    # Asking
+
+    @property
+    def client(self) -> Client:
+        """The synchronous client; the methods of this class are its methods."""
+        if self._client is None:
+            self._client = Client(self.dsn)
+        return self._client
+
+    @property
+    def aio(self) -> AsyncClient:
+        """The asynchronous client: ``await app.aio.enqueue(…)``. Belongs to one event loop."""
+        if self._async_client is None:
+            self._async_client = AsyncClient(self.dsn)
+        return self._async_client
+
+    def enqueue(
+        self,
+        workflow: Workflow[Any, R] | str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        tags: dict[str, Any] | None = None,
+        conn: Any = None,
+    ) -> Handle[R]:
+        """Enqueues one workflow and returns its handle.
+
+        With ``conn``, a psycopg connection, it joins the transaction of that connection: nothing is visible before its
+        commit, nothing is left after its rollback. ``key`` makes it idempotent: the same key for the same workflow
+        gives the same workflow. ``run_at`` delays the start. What is left out comes from ``@app.workflow``.
+
+        Raises KeyConflict, InvalidArgument, PayloadTooLarge.
+        """
+        handle: Handle[R] = self.client.enqueue(
+            workflow, input, key=key, queue=queue, priority=priority, run_at=run_at, max_attempts=max_attempts,
+            timeout=timeout, tags=tags, conn=conn,
+        )  # fmt: skip
+        return handle
+
+    def enqueue_many(
+        self,
+        workflow: Workflow[Any, R] | str,
+        inputs: Sequence[Any],
+        *,
+        keys: Sequence[str | None] | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        tags: dict[str, Any] | None = None,
+        conn: Any = None,
+    ) -> list[Handle[R]]:
+        """Enqueues one workflow for each input, all or none, and returns the handles in the order of the inputs."""
+        return self.client.enqueue_many(
+            workflow, inputs, keys=keys, queue=queue, priority=priority, run_at=run_at, max_attempts=max_attempts,
+            timeout=timeout, tags=tags, conn=conn,
+        )  # fmt: skip
+
+    def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
+        """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
+        return self.client.handle(workflow_id, workflow)
+
+    def close(self) -> None:
+        """Closes the connections of the synchronous client; ``await app.aio.close()`` does so for the other."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # Working
+
+    def run_worker(
+        self, *, queues: Sequence[str] | None = None, concurrency: int = 200, name: str | None = None, transactions: int = 10,
+        drain: Duration = 20.0,
+    ) -> None:  # fmt: skip
+        """Runs a worker in this process until SIGTERM or SIGINT; see ``Worker``. Uses uvloop where it is installed."""
+        worker = Worker(
+            self, queues=queues, concurrency=concurrency, name=name, transactions=transactions, drain=drain
+        )  # fmt: skip
+        try:
+            import uvloop
+        except ImportError:
+            asyncio.run(run_until_signalled(worker))
+        else:
+            uvloop.run(run_until_signalled(worker))

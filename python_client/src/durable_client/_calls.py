@@ -1,0 +1,142 @@
+"""Calls of the schema as text and parameters, apart from any connection.
+
+Arrays are written as literals here: a list of hundreds of values is quicker to join than to adapt one by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+CLAIM = (
+    "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
+    " from durable.claim(%s, %s::text[], %s, %s::text[])"
+)
+RECLAIM = (
+    "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
+    " from durable.reclaim(%s, %s::uuid[])"
+)
+IDLE = "select durable.idle(%s, %s::text[])"
+ATTACH = "select durable.attach(%s, %s::text[])"
+LEAVE = "select durable.leave(%s)"
+TICK = "select durable.tick()"
+HEARTBEAT = "select workflow_id::text, reason from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
+RELEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
+FLUSH = (
+    "select kind, item, outcome, output::text, error::text from durable.flush("
+    "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
+)
+CHECKPOINT_ONE = (
+    "select outcome, output::text, error::text from durable.checkpoint_many("
+    "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
+)
+BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
+START_STEP = "select durable.start_step(%s, %s, %s)"
+FAIL_STEP = (
+    "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
+    " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
+)
+STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
+FAIL = "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+ENQUEUE = (
+    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+)
+CANCEL = "select durable.cancel(%s, %s)"
+RETRY = "select durable.retry(%s)"
+STATUS = "select durable.status(%s)::text"
+RESULT = "select status::text, output::text, error::text from durable.result(%s)"
+HISTORY = (
+    "select step_name, status::text, attempt, output::text, error::text, started_at, completed_at, retry_at"
+    " from durable.history(%s)"
+)
+VERSION = "select durable.version()"
+LEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
+FLUSH = (
+    "select kind, item, outcome, output::text, error::text from durable.flush("
+    "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
+)
+CHECKPOINT_ONE = (
+    "select outcome, output::text, error::text from durable.checkpoint_many("
+    "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
+)
+BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
+START_STEP = "select durable.start_step(%s, %s, %s)"
+FAIL_STEP = (
+    "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
+    " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
+)
+STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
+FAIL = "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+ENQUEUE = (
+    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+)
+CANCEL = "select durable.cancel(%s, %s)"
+RETRY = "select durable.retry(%s)"
+STATUS = "select durable.status(%s)::text"
+RESULT = "select status::text, output::text, error::text from durable.result(%s)"
+HISTORY = (
+    "select step_name, status::text, attempt, output::text, error::text, started_at, completed_at, retry_at"
+    " from durable.history(%s)"
+)
+# Without a schema this is one row of NULL, not an error.
+INSTALLED = (
+    "select (xpath('/row/v/text()', query_to_xml('select durable.version() as v', false, true, '')))[1]::text"
+    " where to_regprocedure('durable.version()') is not null"
+    " and has_function_privilege(to_regprocedure('durable.version()'), 'execute')"
+)
+LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
+
+
+def text_array(items: Iterable[str | None]) -> str:
+    """An array literal of any text: names, keys, JSON."""
+    quoted = ("NULL" if item is None else '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
+    return "{" + ",".join(quoted) + "}"
+
+
+def plain_array(items: Iterable[object]) -> str:
+    """An array literal of values that need no quotes: numbers, UUIDs."""
+    return "{" + ",".join(map(str, items)) + "}"
+
+
+class Claimed(NamedTuple):
+    """A row of ``durable.claim()``. ``input`` and ``steps`` are JSON text or None."""
+
+    workflow_id: str
+    lease: int
+    name: str
+    queue: str
+    input: str | None
+    attempt: int
+    steps: str | None
+    created_at: datetime
+    claimed_at: datetime
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStep:
+    """What is stored of a step when a workflow is replayed. ``output`` is JSON text; None when it must be fetched."""
+
+    status: str
+    attempt: int
+    output: Any = None
+    error: dict[str, Any] | None = None
+    omitted: bool = False
+    at_most_once: bool = False
+    retry_in: float = 0.0
+
+
+def stored_steps(text: str | None) -> dict[str, StoredStep]:
+    """The ``steps`` of a claim by name."""
+    if text is None:
+        return {}
+    return {
+        step["step_name"]: StoredStep(
+            step["status"], step["attempt"], step.get("output"), step.get("error"), step.get("omitted", False),
+            step.get("at_most_once", False), (step.get("retry_in_ms") or 0) / 1000,
+        )
+        for step in json.loads(text)
+    }  # fmt: skip

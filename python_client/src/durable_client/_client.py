@@ -1,0 +1,215 @@
+"""Enqueueing workflows and asking after them.
+
+Generated from ``_client.py`` by ``tools/async_to_sync.py``; do not edit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool
+
+from . import _calls, _codec
+from ._definitions import Workflow
+from ._durations import Duration, seconds
+from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
+from ._schema import check_version
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step as ``durable.workflow_steps`` shows it."""
+
+    name: str
+    status: str
+    attempt: int
+    output: Any
+    error: dict[str, Any] | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    retry_at: datetime | None
+
+
+class Handle(Generic[R]):
+    """One workflow, by its id. Making one asks nothing of the database."""
+
+    def __init__(self, client: Client, workflow_id: str, decode: _codec.Decoder | None = None) -> None:
+        self._client = client
+        self._decode = decode
+        self.workflow_id = workflow_id
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.workflow_id!r})"
+
+    def status(self) -> str:
+        """``pending``, ``running``, ``sleeping``, ``waiting``, ``completed``, ``failed`` or ``cancelled``.
+
+        Raises WorkflowNotFound.
+        """
+        row = self._client._one(_calls.STATUS, [self.workflow_id])
+        return str(row[0])
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Waits for the end of the workflow and returns its output.
+
+        Raises WorkflowFailed, WorkflowCancelled, WorkflowNotFound, or ResultTimeout when it has not ended in time.
+        """
+        give_up = None if timeout is None else time.monotonic() + seconds(timeout)
+        pause = 0.005
+        while True:
+            status, output, error = self._client._one(_calls.RESULT, [self.workflow_id])
+            if status == "completed":
+                value = None if output is None else json.loads(output)
+                decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
+                return decoded
+            if status == "failed":
+                raise workflow_failed(self.workflow_id, json.loads(error))
+            if status == "cancelled":
+                raise WorkflowCancelled(
+                    f"workflow {self.workflow_id} was cancelled: {json.loads(error).get('message')}"
+                )
+            if give_up is not None and time.monotonic() + pause > give_up:
+                raise ResultTimeout(
+                    f"workflow {self.workflow_id} is {status} and did not end within {timeout}",
+                    hint="It goes on. Ask again, or see what it does with `durable show`.",
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Ends the workflow as cancelled; False when it had already ended. Raises WorkflowNotFound."""
+        row = self._client._one(_calls.CANCEL, [self.workflow_id, reason])
+        return bool(row[0])
+
+    def retry(self) -> bool:
+        """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
+        row = self._client._one(_calls.RETRY, [self.workflow_id])
+        return bool(row[0])
+
+    def steps(self) -> list[StepRecord]:
+        """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
+        return [
+            StepRecord(
+                row[0],
+                row[1],
+                row[2],
+                row[3] and json.loads(row[3]),
+                row[4] and json.loads(row[4]),
+                row[5],
+                row[6],
+                row[7],
+            )
+            for row in self._client._all(_calls.HISTORY, [self.workflow_id])
+        ]
+
+
+class Client:
+    """What ``Durable`` does outside of workflows. Opens its connections when they are first needed."""
+
+    def __init__(self, dsn: str, *, max_connections: int = 4) -> None:
+        self._dsn = dsn
+        self._max_connections = max_connections
+        self._pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] | None = None
+
+    def close(self) -> None:
+        """Closes the connections. The client opens new ones when it is used again."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        if self._pool is None:
+            # The first connection is made here, so that a wrong DSN is reported at once and as it is.
+            with psycopg.Connection.connect(self._dsn, autocommit=True) as conn:
+                with translated():
+                    check_version((conn.execute(_calls.VERSION)).fetchone())
+            self._pool = ConnectionPool(
+                self._dsn, min_size=1, max_size=self._max_connections, open=False, kwargs={"autocommit": True}
+            )
+            self._pool.open()
+        with self._pool.connection() as conn:
+            yield conn
+
+    def _all(self, query: str, parameters: Sequence[Any], conn: Any = None) -> list[tuple[Any, ...]]:
+        with translated():
+            if conn is None:
+                with self._connection() as own:
+                    return (own.execute(query, parameters)).fetchall()
+            with conn.cursor(row_factory=tuple_row) as cursor:
+                cursor.execute(query, parameters)
+                rows: list[tuple[Any, ...]] = cursor.fetchall()
+                return rows
+
+    def _one(self, query: str, parameters: Sequence[Any], conn: Any = None) -> tuple[Any, ...]:
+        return (self._all(query, parameters, conn))[0]
+
+    def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
+        """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
+        return Handle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
+
+    def enqueue(
+        self,
+        workflow: Workflow[Any, R] | str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        conn: Any = None,
+        **options: Any,
+    ) -> Handle[R]:
+        """Enqueues one workflow; see ``Durable.enqueue``."""
+        keys = None if key is None else [key]
+        return (self.enqueue_many(workflow, [input], keys=keys, conn=conn, **options))[0]
+
+    def enqueue_many(
+        self,
+        workflow: Workflow[Any, R] | str,
+        inputs: Sequence[Any],
+        *,
+        keys: Sequence[str | None] | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        tags: dict[str, Any] | None = None,
+        conn: Any = None,
+    ) -> list[Handle[R]]:
+        """Enqueues one workflow for each input, all or none; see ``Durable.enqueue_many``."""
+        known = workflow if isinstance(workflow, Workflow) else None
+        name = workflow if isinstance(workflow, str) else workflow.name
+        if run_at is not None and run_at.tzinfo is None:
+            raise InvalidArgument(
+                f"workflow {name!r}: run_at has no time zone",
+                hint="For example datetime.now(timezone.utc) + timedelta(hours=1).",
+            )
+        if known is not None and not known.takes_input and any(item is not None for item in inputs):
+            raise InvalidArgument(
+                f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
+            )
+        default_timeout = known.timeout if known is not None else None
+        parameters = [
+            name,
+            _calls.text_array(
+                None if item is None else _codec.encode(item, f"the input of workflow {name!r}") for item in inputs
+            ),
+            queue if queue is not None else known.queue if known is not None else "default",
+            None if keys is None else _calls.text_array(keys),
+            priority if priority is not None else known.priority if known is not None else 0,
+            run_at,
+            max_attempts if max_attempts is not None else known.max_attempts if known is not None else 1,
+            seconds(timeout) if timeout is not None else default_timeout,
+            _codec.encode(tags or {}, f"the tags of workflow {name!r}"),
+        ]
+        rows = self._all(_calls.ENQUEUE, parameters, conn)
+        return [self.handle(row[0], known) for row in rows]

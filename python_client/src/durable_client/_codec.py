@@ -1,0 +1,229 @@
+"""Python values to JSON text and back, by the annotations of the functions that take and return them.
+
+Both directions are worked out once for each annotation. What a workflow sees is always a value that went through JSON,
+on the first run as on a replay, so that the two cannot differ.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections.abc
+import dataclasses
+import enum
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Union
+from uuid import UUID
+
+from ._errors import InvalidArgument
+
+Decoder = Callable[[Any], Any]
+
+_SCALARS = (str, int, float, bool, type(None))
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value for a Python value that JSON does not know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, UUID | Decimal):
+        return str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"a value of type {type(value).__qualname__} cannot be stored as JSON")
+
+
+_encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
+
+
+def encode(value: Any, subject: str) -> str:
+    """JSON text that Postgres accepts as jsonb. ``subject`` begins the message of the error when there is none."""
+    try:
+        text = _encoder(value)
+        if not text.isascii():
+            text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"{subject} cannot be stored as JSON: {error}",
+            hint="Use JSON values, dataclasses, pydantic models, datetime, UUID, Decimal or bytes; not NaN or infinity.",
+        ) from error
+    if "\\u0000" in text and _NUL.search(text):
+        raise InvalidArgument(
+            f"{subject} cannot be stored as JSON: it has a NUL character, which Postgres does not store in text",
+            hint="Remove it, or pass the data as bytes.",
+        )
+    return text
+
+
+def _decode_dataclass(cls: type) -> Decoder:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: decoder(hints[field.name]) for field in dataclasses.fields(cls) if field.init}
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"{cls.__qualname__} needs a JSON object, not {type(value).__name__}")
+        given = {name: item for name, item in value.items() if name in fields}
+        for name, of in fields.items():
+            if of is not None and name in given:
+                given[name] = of(given[name])
+        return cls(**given)
+
+    return decode
+
+
+def _decode_sequence(make: Callable[[list[Any]], Any], item: Decoder | None) -> Decoder:
+    return lambda value: make(value if item is None else [item(each) for each in value])
+
+
+def _decode_mapping(key: Any, item: Decoder | None) -> Decoder:
+    of_key = {int: int, float: float, bool: lambda text: text == "true"}.get(key) or decoder(key)
+    return lambda value: {
+        name if of_key is None else of_key(name): each if item is None else item(each) for name, each in value.items()
+    }
+
+
+def _decode_union(members: tuple[Any, ...]) -> Decoder | None:
+    decoders = [(member, decoder(member)) for member in members if member is not type(None)]
+    if all(of is None for _, of in decoders):
+        return None
+
+    def decode(value: Any) -> Any:
+        if value is None and type(None) in members:
+            return None
+        errors = []
+        for member, of in decoders:
+            try:
+                if of is not None:
+                    return of(value)
+                if member is Any or isinstance(value, typing.get_origin(member) or member):
+                    return value
+            except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+                errors.append(str(error))
+        raise TypeError("; ".join(errors) or f"{value!r} is none of {members}")
+
+    return decode
+
+
+def _decode_float(value: Any) -> Any:
+    # jsonb keeps numbers, not types: 1e20 comes back as an integer.
+    return float(value) if type(value) is int else value
+
+
+_EXACT: dict[Any, Decoder] = {
+    float: _decode_float,
+    datetime: datetime.fromisoformat,
+    date: date.fromisoformat,
+    time: time.fromisoformat,
+    timedelta: lambda value: timedelta(seconds=value),
+    UUID: UUID,
+    Decimal: Decimal,
+    bytes: base64.b64decode,
+    bytearray: lambda value: bytearray(base64.b64decode(value)),
+}
+
+
+@lru_cache(maxsize=4096)
+def decoder(annotation: Any) -> Decoder | None:
+    """What turns a parsed JSON value into the annotated type; None where the value is that already."""
+    if annotation in _EXACT:
+        return _EXACT[annotation]
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return decoder(args[0])
+    if origin in (Union, types.UnionType):
+        return _decode_union(args)
+    if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
+        item = decoder(args[0])
+        return None if item is None else _decode_sequence(list, item)
+    if origin in (set, frozenset):
+        return _decode_sequence(origin, decoder(args[0]))
+    if annotation in (set, frozenset, tuple):
+        return _decode_sequence(annotation, None)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return _decode_sequence(tuple, decoder(args[0]))
+        parts = [decoder(arg) for arg in args]
+        return lambda value: tuple(
+            each if of is None else of(each) for of, each in zip(parts, value, strict=True)
+        )
+    if origin in (dict, collections.abc.Mapping):
+        item = decoder(args[1])
+        return None if item is None and args[0] is str else _decode_mapping(args[0], item)
+    if inspect.isclass(annotation):
+        if issubclass(annotation, enum.Enum):
+            return annotation
+        if hasattr(annotation, "model_validate"):
+            validate: Decoder = annotation.model_validate
+            return validate
+        if dataclasses.is_dataclass(annotation):
+            return _decode_dataclass(annotation)
+        if issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
+            return lambda value: annotation(*value)
+    return None
+
+
+def decode(value: Any, of: Decoder | None, subject: str) -> Any:
+    """Applies a decoder. Raises InvalidArgument when a stored value does not fit the annotation."""
+    if of is None:
+        return value
+    try:
+        return of(value)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InvalidArgument(
+            f"{subject} does not fit its annotation: {error}",
+            hint="The code and the stored value differ; accept both shapes, or correct the value.",
+        ) from error
+
+
+def round_trip(value: Any, text: str, of: Decoder | None) -> Any:
+    """What a replay will make of a value that was encoded as ``text``, without the work where they are the same."""
+    if type(value) in _SCALARS and of is None:
+        return value
+    parsed = json.loads(text)
+    return parsed if of is None else of(parsed)
+
+
+def return_decoder(function: Callable[..., Any]) -> Decoder | None:
+    """The decoder for the return annotation of a function; None where it has none."""
+    return decoder(_hints(function).get("return", Any))
+
+
+def input_decoder(function: Callable[..., Any], name: str) -> tuple[bool, Decoder | None]:
+    """Whether a workflow function takes an input beside its context, and the decoder for it."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or len(parameters) > 2:
+        raise InvalidArgument(
+            f"workflow {name!r} must take the context and at most one input, not {len(parameters)} parameters",
+            hint="Put several inputs into one dict, dataclass or pydantic model.",
+        )
+    if len(parameters) == 1:
+        return False, None
+    return True, decoder(_hints(function).get(parameters[1].name, Any))
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=False)
+    except NameError as error:
+        raise InvalidArgument(
+            f"the annotations of {function.__qualname__} cannot be resolved: {error}",
+            hint="Import the names at module level, outside of TYPE_CHECKING, so that values can be converted.",
+        ) from error

@@ -1,0 +1,107 @@
+"""What the decorators make of functions: named workflows and steps with their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from . import _codec
+from ._durations import Duration, seconds
+from ._errors import InvalidArgument
+from ._retry import Retry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NO_RETRY = Retry()
+
+
+def _check_name(kind: str, name: str, limit: int) -> None:
+    if not 1 <= len(name) <= limit or "\x00" in name:
+        raise InvalidArgument(f"the name of a {kind} must have 1 to {limit} characters, without NUL: {name[:50]!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step(Generic[P, R]):
+    """A function whose outcome is checkpointed once for each call in a workflow. Outside of one, call it as it is."""
+
+    function: Callable[P, R]
+    name: str
+    retry: Retry = NO_RETRY
+    timeout: float | None = None
+    at_most_once: bool = False
+    is_async: bool = field(init=False)
+    decode: _codec.Decoder | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_name("step", self.name, 400)
+        if self.at_most_once and self.retry.max_attempts > 1:
+            raise InvalidArgument(f"step {self.name!r} runs at most once, so it cannot be retried", hint="Leave out retry.")
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+        object.__setattr__(self, "decode", _codec.return_decoder(self.function))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    def options(
+        self, *, name: str | None = None, retry: Retry | None = None, timeout: Duration | None = None,
+    ) -> Step[P, R]:  # fmt: skip
+        """The same step with another name, retry policy or timeout for one call."""
+        return dataclasses.replace(
+            self,
+            name=self.name if name is None else name,
+            retry=self.retry if retry is None else retry,
+            timeout=self.timeout if timeout is None else seconds(timeout),
+        )
+
+
+def as_step(function: Callable[P, R] | Step[P, R]) -> Step[P, R]:
+    """The step of a function that was not decorated: its own name, no retry."""
+    if isinstance(function, Step):
+        return function
+    known: Step[P, R] | None = _undecorated.get(function)
+    if known is None:
+        name = getattr(function, "__name__", "")
+        if not name or name == "<lambda>":
+            raise InvalidArgument(
+                f"a step needs a name, which {function!r} has not",
+                hint="Define a function with def, or give one with Durable.step(name=…).",
+            )
+        known = Step(function, name)
+        if "<locals>" not in getattr(function, "__qualname__", "<locals>"):
+            _undecorated[function] = known
+    return known
+
+
+_undecorated: dict[Any, Step[Any, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workflow(Generic[P, R]):
+    """A function that runs as a durable workflow. It takes a context and at most one input."""
+
+    function: Callable[P, R]
+    name: str
+    queue: str = "default"
+    max_attempts: int = 1
+    timeout: float | None = None
+    priority: int = 0
+    is_async: bool = field(init=False)
+    takes_input: bool = field(init=False)
+    decode_input: _codec.Decoder | None = field(init=False, repr=False)
+    decode_output: _codec.Decoder | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_name("workflow", self.name, 200)
+        _check_name("queue", self.queue, 200)
+        takes_input, decode_input = _codec.input_decoder(self.function, self.name)
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+        object.__setattr__(self, "takes_input", takes_input)
+        object.__setattr__(self, "decode_input", decode_input)
+        object.__setattr__(self, "decode_output", _codec.return_decoder(self.function))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)

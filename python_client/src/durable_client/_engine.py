@@ -1,0 +1,185 @@
+"""What contexts need of the worker, from the event loop and from threads."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from . import _calls
+from ._definitions import Step
+from ._durations import seconds
+from ._errors import DurableError, from_database
+from ._invoke import in_thread, invoke, invoke_async, on_loop
+from ._link import Link
+from ._outcome import Stored, for_owner
+from ._retry import Retry
+from ._run import Run
+from ._transaction import run_transaction
+from ._transaction_async import run_transaction_async
+from ._writer import Checkpoint, Writer
+
+
+class AsyncEngine:
+    """The calls of a step, awaited on the event loop."""
+
+    def __init__(
+        self, dsn: str, writer: Writer, link: Link, threads: concurrent.futures.Executor, max_transactions: int
+    ) -> None:
+        self._writer = writer
+        self._link = link
+        self.threads = threads
+        self.loop = asyncio.get_running_loop()
+        # Opened by the first transactional step.
+        self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            dsn, min_size=0, max_size=max_transactions, open=False
+        )
+        self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
+            dsn, min_size=0, max_size=max_transactions, open=False
+        )
+
+    async def close(self) -> None:
+        await self.async_pool.close()
+        await asyncio.to_thread(self.pool.close)
+
+    async def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+        return await invoke_async(step, self.threads, args, kwargs)
+
+    def spawn(self, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(call(*args))
+        return task
+
+    async def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
+        """Returns when the output is stored; raises Stored when another outcome was first."""
+        waiter = self.loop.create_future()
+        self._writer.checkpoint(Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter))
+        try:
+            settle(await waiter)
+        except DurableError as error:
+            raise for_owner(error) from None
+
+    async def transact(self, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
+        if step.is_async:
+            await self.async_pool.open()
+            return await run_transaction_async(self.async_pool, run, step, name, attempt, args, kwargs)
+        return await in_thread(self.threads, lambda: self.transact_here(run, step, name, attempt, args, kwargs))
+
+    def transact_here(self, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
+        self.pool.open()
+        return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
+
+    async def start_step(self, run: Run, name: str) -> None:
+        await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
+
+    async def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
+        """The wait before the next attempt in seconds; None after the last one."""
+        rows = await self._call(
+            _calls.FAIL_STEP,
+            (run.workflow_id, run.lease, name, error, attempt, limit, seconds(retry.initial), retry.backoff,
+             seconds(retry.max_delay)),
+        )  # fmt: skip
+        wait: float | None = rows[0][0]
+        return wait
+
+    async def step_output(self, run: Run, name: str) -> str | None:
+        rows = await self._call(_calls.STEP_RESULT, (run.workflow_id, name))
+        output: str | None = rows[0][1]
+        return output
+
+    async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            return await self._link.execute(query, parameters)
+        except psycopg.Error as error:
+            raise for_owner(from_database(error) or error) from error
+
+
+def settle(outcome: Any) -> None:
+    """Raises what a checkpoint came to, if it was not simply stored."""
+    if outcome is None:
+        return
+    if isinstance(outcome, BaseException):
+        raise for_owner(outcome)
+    raise Stored(*outcome)
+
+
+class _ThreadWaiter:
+    """A future that a thread waits for: one lock, no condition."""
+
+    __slots__ = ("_lock", "_outcome")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._outcome: Any = None
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Any, /) -> None:
+        self._outcome = result
+        self._lock.release()
+
+    set_exception = set_result
+
+    def wait(self) -> Any:
+        self._lock.acquire()
+        return self._outcome
+
+
+class ThreadEngine:
+    """The same calls, waited for in a thread."""
+
+    def __init__(self, engine: AsyncEngine, writer: Writer) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._signalled = False
+
+    def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+        return invoke(step, self._engine.threads, self._engine.loop, args, kwargs)
+
+    def spawn(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
+        return self._engine.threads.submit(contextvars.copy_context().run, call, *args)
+
+    def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
+        waiter = _ThreadWaiter()
+        self.post(
+            self._writer.checkpoint, Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter)
+        )
+        settle(waiter.wait())
+
+    def post(self, call: Callable[[Any], None], argument: Any) -> None:
+        """Has the event loop make a call. Threads that come before the loop has looked need not wake it again."""
+        self._inbox.append((call, argument))
+        if not self._signalled:
+            self._signalled = True
+            self._engine.loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        self._signalled = False
+        while self._inbox:
+            call, argument = self._inbox.popleft()
+            call(argument)
+
+    def transact(self, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
+        if step.is_async:
+            return on_loop(self._engine.loop, self._engine.transact(run, step, name, attempt, args, kwargs))
+        return self._engine.transact_here(run, step, name, attempt, args, kwargs)
+
+    def start_step(self, run: Run, name: str) -> None:
+        on_loop(self._engine.loop, self._engine.start_step(run, name))
+
+    def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
+        wait: float | None = on_loop(self._engine.loop, self._engine.fail_step(run, name, error, attempt, limit, retry))
+        return wait
+
+    def step_output(self, run: Run, name: str) -> str | None:
+        output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))
+        return output

@@ -1,0 +1,227 @@
+"""Every exception of the client.
+
+    DurableError
+     ├── WorkflowNotFound       WF001
+     ├── LeaseLost              WF002
+     ├── KeyConflict            WF003
+     ├── WorkflowCancelled      WF004
+     ├── InvalidArgument        WF005
+     ├── PayloadTooLarge        WF006
+     ├── WorkflowFailed         WF007   raised by Handle.result()
+     │    ├── RecoveryLimitExceeded  WF009
+     │    └── WorkflowTimedOut       WF010
+     ├── StepFailed             WF007   raised inside a workflow by the step that failed
+     │    ├── StepInterrupted   WF008
+     │    └── StepTimedOut      WF012
+     ├── SchemaMismatch         WF011
+     └── ResultTimeout                  raised by Handle.result(timeout=…)
+
+The codes are the SQLSTATEs that the functions of the schema raise; ``from_database`` maps one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import psycopg
+
+
+class DurableError(Exception):
+    """Base of all errors of durable.
+
+    ``message`` says what happened, ``detail`` what follows from it, ``hint`` what to do. ``code`` is the SQLSTATE.
+    """
+
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail or None
+        self.hint = hint or None
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [self.message]
+            + [f"{label}: {text}" for label, text in (("DETAIL", self.detail), ("HINT", self.hint)) if text]
+        )
+
+
+class WorkflowNotFound(DurableError):
+    """No workflow with this id is stored."""
+
+    code = "WF001"
+
+
+class LeaseLost(DurableError):
+    """The workflow was taken over by another worker, given back, or ended."""
+
+    code = "WF002"
+
+
+class KeyConflict(DurableError):
+    """The idempotency key belongs to a workflow of another name."""
+
+    code = "WF003"
+
+
+class WorkflowCancelled(DurableError):
+    """The workflow was cancelled."""
+
+    code = "WF004"
+
+
+class InvalidArgument(DurableError):
+    """A value that cannot be accepted; nothing was changed."""
+
+    code = "WF005"
+
+
+class PayloadTooLarge(DurableError):
+    """An input, output, step result or error is over the setting ``max_payload_bytes``."""
+
+    code = "WF006"
+
+
+class _Failure(DurableError):
+    """An error that was stored: ``error`` is the stored JSON, ``type`` the name of the exception's class."""
+
+    def __init__(self, message: str, *, error: dict[str, Any], detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.error = error
+        self.type = str(error.get("type", "Error"))
+        self.traceback: str | None = error.get("traceback")
+
+
+class WorkflowFailed(_Failure):
+    """The workflow ended as failed. ``workflow_id`` names it; ``traceback`` is the stored one, if there is one."""
+
+    code = "WF007"
+
+    def __init__(self, workflow_id: str, error: dict[str, Any]) -> None:
+        kind, message = error.get("type", "Error"), error.get("message", "")
+        super().__init__(
+            f"workflow {workflow_id} failed: {kind}: {message}",
+            error=error,
+            hint=f"See its steps with: durable show {workflow_id}. Let it go on with: durable retry {workflow_id}.",
+        )
+        self.workflow_id = workflow_id
+
+
+class RecoveryLimitExceeded(WorkflowFailed):
+    """The workflow lost its worker more often than the setting ``max_crashes`` allows."""
+
+    code = "WF009"
+
+
+class WorkflowTimedOut(WorkflowFailed):
+    """The timeout of the workflow passed before it ended."""
+
+    code = "WF010"
+
+
+class StepFailed(_Failure):
+    """A step failed for good. ``step`` is its name; the original exception is the cause where it is at hand.
+
+    The same exception is raised when the workflow is replayed, so that handlers behave alike.
+    """
+
+    code = "WF007"
+
+    def __init__(self, workflow_id: str, step: str, error: dict[str, Any]) -> None:
+        super().__init__(
+            f"workflow {workflow_id}, step {step!r}: {error.get('type', 'Error')}: {error.get('message', '')}", error=error
+        )
+        self.workflow_id = workflow_id
+        self.step = step
+
+
+class StepInterrupted(StepFailed):
+    """An at-most-once step was begun before a crash; whether it took effect is not known, and it is not run again."""
+
+    code = "WF008"
+
+
+class StepTimedOut(StepFailed):
+    """A step ran longer than its timeout."""
+
+    code = "WF012"
+
+
+class SchemaMismatch(DurableError):
+    """The schema in the database is missing, or of a version that does not fit this client."""
+
+    code = "WF011"
+
+
+class ResultTimeout(DurableError, TimeoutError):
+    """The workflow did not end within the timeout of ``Handle.result()``; it goes on."""
+
+
+_BY_CODE: dict[str, type[DurableError]] = {
+    cls.code: cls
+    for cls in (
+        WorkflowNotFound, LeaseLost, KeyConflict, WorkflowCancelled, InvalidArgument, PayloadTooLarge, SchemaMismatch,
+    )
+    if cls.code
+}  # fmt: skip
+
+_STEP_BY_CODE: dict[str, type[StepFailed]] = {"WF008": StepInterrupted, "WF012": StepTimedOut}
+_WORKFLOW_BY_CODE: dict[str, type[WorkflowFailed]] = {"WF009": RecoveryLimitExceeded, "WF010": WorkflowTimedOut}
+
+
+def workflow_failed(workflow_id: str, error: dict[str, Any]) -> WorkflowFailed:
+    """The exception for the stored error of a failed workflow."""
+    return _WORKFLOW_BY_CODE.get(str(error.get("code")), WorkflowFailed)(workflow_id, error)
+
+
+def step_failed(workflow_id: str, step: str, error: dict[str, Any]) -> StepFailed:
+    """The exception for the stored error of a failed step."""
+    return _STEP_BY_CODE.get(str(error.get("code")), StepFailed)(workflow_id, step, error)
+
+
+def from_outcome(code: str, subject: str) -> DurableError:
+    """The exception for the code that a batch call reported for one of its items."""
+    text = {
+        "WF001": "the workflow is not stored",
+        "WF002": "the lease is lost",
+        "WF004": "the workflow was cancelled",
+        "WF005": "the step name or the error is not valid",
+        "WF006": "the payload is over the setting max_payload_bytes",
+    }.get(code, code)
+    return _BY_CODE.get(code, DurableError)(f"{subject}: {text}")
+
+
+def from_database(error: psycopg.Error) -> DurableError | None:
+    """The exception for an error of the schema; None when it is not one of its errors."""
+    state = error.sqlstate or ""
+    primary = error.diag.message_primary or ""
+    if state in ("3F000", "42883", "42P01") and "durable" in primary:
+        return SchemaMismatch(
+            f"the schema durable is not installed in this database, or of another version: {primary}",
+            hint="Install it with `durable install`, or with CREATE EXTENSION durable.",
+        )
+    if state == "42501" and "durable" in primary:
+        return SchemaMismatch(
+            f"this role may not use durable: {primary}",
+            hint="An owner of the schema grants it with durable.grant_client() or durable.grant_worker().",
+        )
+    cls = _BY_CODE.get(state)
+    if cls is None:
+        return None
+    diag = error.diag
+    return cls(diag.message_primary or str(error), detail=diag.message_detail, hint=diag.message_hint)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises errors of the schema as the exceptions of this module."""
+    try:
+        yield
+    except psycopg.Error as error:
+        mapped = from_database(error)
+        if mapped is None:
+            raise
+        raise mapped from error

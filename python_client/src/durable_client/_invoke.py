@@ -1,0 +1,66 @@
+"""Running the body of a step: asynchronous or plain, from asynchronous or plain workflows, with a timeout or without."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ._definitions import Step
+
+
+class BodyTimedOut(Exception):
+    """The body of a step ran longer than its timeout."""
+
+
+async def invoke_async(step: Step[Any, Any], threads: concurrent.futures.Executor, args: Any, kwargs: Any) -> Any:
+    """Runs a step's body from the event loop."""
+    if step.is_async:
+        body = step.function(*args, **kwargs)
+    else:
+        body = in_thread(threads, functools.partial(step.function, *args, **kwargs))
+    if step.timeout is None:
+        return await body
+    task = asyncio.ensure_future(body)
+    try:
+        done, _ = await asyncio.wait([task], timeout=step.timeout)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        raise BodyTimedOut(f"took longer than its timeout of {step.timeout:g} s")
+    return task.result()
+
+
+def invoke(
+    step: Step[Any, Any], threads: concurrent.futures.Executor, loop: asyncio.AbstractEventLoop, args: Any, kwargs: Any
+) -> Any:
+    """Runs a step's body from a thread."""
+    if step.is_async:
+        future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(step.function(*args, **kwargs), loop)
+    elif step.timeout is None:
+        return step.function(*args, **kwargs)
+    else:
+        context = contextvars.copy_context()
+        future = threads.submit(context.run, functools.partial(step.function, *args, **kwargs))
+    # Waiting first tells this timeout from one that the body raises itself.
+    done, _ = concurrent.futures.wait([future], timeout=step.timeout)
+    if not done:
+        future.cancel()
+        raise BodyTimedOut(f"took longer than its timeout of {step.timeout:g} s")
+    return future.result()
+
+
+def in_thread(threads: concurrent.futures.Executor, call: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Runs a plain call in a thread that sees the context variables of the caller."""
+    context = contextvars.copy_context()
+    return asyncio.get_running_loop().run_in_executor(threads, context.run, call)
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine on the event loop of another thread and waits for it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()

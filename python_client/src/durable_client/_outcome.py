@@ -1,0 +1,59 @@
+"""How the end of a step or a workflow is told: stored outcomes, errors as JSON, and who may not go on."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+from ._errors import DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
+from ._invoke import BodyTimedOut
+from ._run import WorkflowInterrupted
+
+_LONGEST_TEXT = 20_000
+
+
+class Stored(Exception):
+    """A step has an outcome already, as JSON text: its output, or its error."""
+
+    def __init__(self, output: str | None, error: str | None) -> None:
+        super().__init__("the step is already done")
+        self.output = output
+        self.error = error
+
+
+def for_owner(error: BaseException) -> BaseException:
+    """Errors that mean that this worker does not own the workflow any more end its code."""
+    if isinstance(error, LeaseLost | WorkflowCancelled | WorkflowNotFound):
+        return WorkflowInterrupted(error)
+    return error
+
+
+def error_json(error: BaseException) -> str:
+    """An exception as the JSON that is stored: type, message, traceback, and the step that it came from."""
+    fields: dict[str, Any] = {"type": _type_name(error), "message": str(error), "traceback": _traceback(error)}
+    if isinstance(error, BodyTimedOut):
+        fields |= {"type": "StepTimedOut", "code": "WF012"}
+    elif isinstance(error, StepFailed):
+        fields |= {"type": error.type, "message": error.error.get("message", ""), "step": error.step}
+        fields |= {"code": error.code} if error.code != StepFailed.code else {}
+    elif isinstance(error, DurableError):
+        fields |= {"message": error.message, "detail": error.detail, "hint": error.hint, "code": error.code}
+    return json.dumps({name: _storable(value) for name, value in fields.items() if value is not None}, ensure_ascii=True)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _traceback(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= _LONGEST_TEXT else "…" + text[-_LONGEST_TEXT:]
+
+
+def _storable(value: Any) -> Any:
+    """Text without what jsonb refuses: NUL characters and halves of surrogate pairs."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\x00", "\ufffd").encode(errors="replace").decode()[: _LONGEST_TEXT + 1]

@@ -1,0 +1,116 @@
+"""The state of one workflow while this process runs it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from ._calls import Claimed, StoredStep, stored_steps
+from ._errors import DurableError
+
+
+class WorkflowInterrupted(BaseException):
+    """Ends the code of a workflow that this worker may not go on with; not to be caught by ``except Exception``.
+
+    ``reason`` is LeaseLost, WorkflowCancelled, or None when the worker gives the workflow back.
+    """
+
+    def __init__(self, reason: DurableError | None) -> None:
+        super().__init__(str(reason or "the worker stops"))
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """The step that the calling code is part of."""
+
+    workflow_id: str
+    name: str
+    attempt: int
+    _interruption: Callable[[], WorkflowInterrupted | None]
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this step, on any worker: hand it to outside systems."""
+        return f"{self.workflow_id}/{self.name}"
+
+    @property
+    def interrupted(self) -> bool:
+        """True when the workflow was cancelled or taken away: a long step in a thread looks here and stops."""
+        return self._interruption() is not None
+
+
+_current: ContextVar[StepInfo | None] = ContextVar("durable_step", default=None)
+
+
+def current_step() -> StepInfo:
+    """The step that is running. Raises RuntimeError outside of one."""
+    info = _current.get()
+    if info is None:
+        raise RuntimeError("current_step() is for code that runs inside of a step; there is none here")
+    return info
+
+
+class Run:
+    """One claimed workflow."""
+
+    __slots__ = (
+        "_counts", "_interruption", "attempt", "claimed", "claimed_at", "interrupt_hook", "lease", "name", "replay",
+        "running", "workflow_id",
+    )  # fmt: skip
+
+    def __init__(self, claimed: Claimed) -> None:
+        self.claimed = claimed
+        self.workflow_id = claimed.workflow_id
+        self.lease = claimed.lease
+        self.name = claimed.name
+        self.attempt = claimed.attempt
+        self.claimed_at = time.monotonic()
+        self.replay: dict[str, StoredStep] = stored_steps(claimed.steps)
+        # Steps under way: name -> (monotonic start, attempt). The heartbeat reports the long ones.
+        self.running: dict[str, tuple[float, int]] = {}
+        self._counts: dict[str, itertools.count[int]] = {}
+        self._interruption: WorkflowInterrupted | None = None
+        self.interrupt_hook: Callable[[], object] | None = None
+
+    def unique(self, name: str) -> str:
+        """The name of the next call of a step: the name itself, then ``#2``, ``#3``… in call order."""
+        n = self.count(name)
+        return name if n == 1 else f"{name}#{n}"
+
+    def count(self, kind: str) -> int:
+        """1, 2, 3… for the calls of one kind; safe for threads."""
+        return next(self._counts.setdefault(kind, itertools.count(1)))
+
+    def database_now(self) -> datetime:
+        """The database's clock, carried on since the claim by this machine's monotonic one."""
+        return self.claimed.claimed_at + timedelta(seconds=time.monotonic() - self.claimed_at)
+
+    def interrupt(self, reason: DurableError | None) -> None:
+        """Makes the code of the workflow stop at its next step, or at once where it can be cancelled."""
+        if self._interruption is None:
+            self._interruption = WorkflowInterrupted(reason)
+            if self.interrupt_hook is not None:
+                self.interrupt_hook()
+
+    @property
+    def interruption(self) -> WorkflowInterrupted | None:
+        return self._interruption
+
+    def check(self) -> None:
+        """Raises WorkflowInterrupted when the code of the workflow must stop."""
+        if self._interruption is not None:
+            raise WorkflowInterrupted(self._interruption.reason)
+
+    def enter(self, name: str, attempt: int) -> Any:
+        self.running[name] = (time.monotonic(), attempt)
+        return _current.set(StepInfo(self.workflow_id, name, attempt, lambda: self._interruption))
+
+    def leave(self, name: str, token: Any) -> None:
+        self.running.pop(name, None)
+        _current.reset(token)

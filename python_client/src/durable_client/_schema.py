@@ -1,0 +1,35 @@
+"""The schema in the database: installing it, and whether it fits this client."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import psycopg
+
+from ._errors import SchemaMismatch
+from ._version import __version__
+
+
+def check_version(row: tuple[Any, ...] | None) -> None:
+    """Raises SchemaMismatch unless the row of ``_calls.VERSION`` names a version that fits this client."""
+    assert row is not None
+    installed: str = row[0]
+    ours, theirs = (tuple(int(part) for part in version.split(".")[:2]) for version in (__version__, installed))
+    if ours != theirs:
+        older = f"the schema (now {installed})" if theirs < ours else f"durable-client (now {__version__})"
+        raise SchemaMismatch(
+            f"durable-client {__version__} does not fit the schema durable {installed} in this database",
+            hint=f"Upgrade {older}.",
+        )
+
+
+def schema_sql() -> str:
+    """The schema as one SQL script, for databases where no extension can be added."""
+    return resources.files("durable_client").joinpath("durable.sql").read_text()
+
+
+def install(conn: psycopg.Connection[Any]) -> None:
+    """Installs the plain SQL schema in one transaction. Raises psycopg.errors.DuplicateSchema when there is one."""
+    with conn.transaction():
+        conn.execute(schema_sql())

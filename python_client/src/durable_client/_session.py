@@ -1,0 +1,104 @@
+"""The worker's session: its advisory lock, its heartbeat and its doorbell, in a thread of their own.
+
+A thread, so that code that blocks the event loop does not let the lease run out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+
+from . import _calls
+from ._link import pause
+
+log = logging.getLogger("durable")
+
+Held = Callable[[], tuple[Sequence[str], Sequence[int], list[dict[str, Any]]]]
+
+# How long the thread sleeps at the most before it looks whether it must stop.
+_LOOK = 0.2
+
+
+class Session(threading.Thread):
+    """Holds the session of one worker until it is stopped.
+
+    ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_bell``, ``on_lost`` and
+    ``on_reconnect`` are called in this thread.
+    """
+
+    def __init__(
+        self, dsn: str, worker: str, queues: Sequence[str], beat: float, held: Held, *,
+        on_bell: Callable[[], None], on_lost: Callable[[str, str], None], on_reconnect: Callable[[], None],
+    ) -> None:  # fmt: skip
+        super().__init__(name="durable-session", daemon=True)
+        self._dsn = dsn
+        self._worker = worker
+        self._queues = _calls.text_array(queues)
+        self._beat = beat
+        self._held = held
+        self._on_bell = on_bell
+        self._on_lost = on_lost
+        self._on_reconnect = on_reconnect
+        self._stopping = threading.Event()
+        self._channel = ""
+        self.attached = threading.Event()
+
+    def stop(self) -> None:
+        """Ends the thread; its connection, and with it the lock, is closed."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
+                    if self.attached.is_set():
+                        self._on_reconnect()
+                    self._channel = ""
+                    self._keep(conn)
+            except psycopg.Error as error:
+                if not self._stopping.is_set():
+                    log.warning("worker %s: its session is lost, connecting again: %s", self._worker, error)
+                    time.sleep(pause(tries))
+                    tries += 1
+
+    def _keep(self, conn: psycopg.Connection[Any]) -> None:
+        self._attach(conn)
+        self.attached.set()
+        next_beat = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() >= next_beat:
+                self._heartbeat(conn)
+                # Also after this worker was declared dead: it comes back under a new number, and a new channel.
+                self._attach(conn)
+                next_beat = time.monotonic() + self._beat
+            wait = max(0.0, min(_LOOK, next_beat - time.monotonic()))
+            for notification in conn.notifies(timeout=wait, stop_after=1):
+                if notification.payload == "cancel":
+                    self._heartbeat(conn)
+                else:
+                    self._on_bell()
+
+    def _attach(self, conn: psycopg.Connection[Any]) -> None:
+        row = conn.execute(_calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()
+        assert row is not None
+        if row[0] != self._channel:
+            self._channel = row[0]
+            conn.execute(f'listen "{self._channel}"')
+
+    def _heartbeat(self, conn: psycopg.Connection[Any]) -> None:
+        workflow_ids, leases, steps = self._held()
+        rows = conn.execute(
+            _calls.HEARTBEAT,
+            (self._worker, _calls.plain_array(workflow_ids), _calls.plain_array(leases), json.dumps(steps) if steps else None),
+            prepare=True,
+        ).fetchall()
+        for workflow_id, reason in rows:
+            if reason is not None:
+                self._on_lost(workflow_id, reason)

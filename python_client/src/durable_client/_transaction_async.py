@@ -1,0 +1,79 @@
+"""Transactional steps: the step's SQL and its checkpoint in one transaction.
+
+Written by hand; the plain twin, ``_transaction.py``, is generated from it by ``tools/async_to_sync.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from . import _calls, _codec
+from ._definitions import Step
+from ._errors import from_database, from_outcome
+from ._link import connection_lost, pause, transient
+from ._outcome import Stored, for_owner
+from ._run import Run
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+
+async def run_transaction_async(
+    pool: Pool, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+) -> Any:
+    """Runs ``step`` with a connection, and commits what it did together with its checkpoint, exactly once.
+
+    Serialization failures and deadlocks run the whole of it again; so does a lost connection, for the database then
+    knows whether the commit took place.
+    """
+    tries = 0
+    while True:
+        run.check()
+        conn: psycopg.AsyncConnection[Any] | None = None
+        try:
+            async with pool.connection() as conn:
+                return await _once(conn, run, step, name, attempt, args, kwargs)
+        except psycopg.Error as error:
+            # Without a connection, the pool had none to give: the server is away, or all are in use.
+            lost = conn is None or connection_lost(error, conn.closed)
+            if not lost and not (transient(error) and error.sqlstate != "57014" and tries < 20):
+                raise
+            await asyncio.sleep(pause(tries))
+            tries += 1
+
+
+async def _once(
+    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+) -> Any:
+    started = time.monotonic()
+    async with conn.transaction():
+        row = await _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
+        if row[0] == "exists":
+            raise Stored(row[1], row[2])
+        value = await step.function(conn, *args, **kwargs)
+        subject = f"workflow {run.workflow_id}, step {name!r}: its output"
+        text = _codec.encode(value, subject)
+        result = _codec.round_trip(value, text, step.decode)
+        elapsed = int((time.monotonic() - started) * 1000)
+        row = await _call(conn, _calls.CHECKPOINT_ONE, (run.workflow_id, run.lease, name, text, attempt, elapsed))
+        if row[0] == "exists":
+            raise Stored(row[1], row[2])
+        if row[0] != "ok":
+            raise for_owner(from_outcome(row[0], f"workflow {run.workflow_id}, step {name!r}"))
+    return result
+
+
+async def _call(conn: psycopg.AsyncConnection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
+    try:
+        row = await (await conn.execute(query, parameters)).fetchone()
+    except psycopg.Error as error:
+        mapped = from_database(error)
+        if mapped is None:
+            raise
+        raise for_owner(mapped) from error
+    assert row is not None
+    return tuple(row)

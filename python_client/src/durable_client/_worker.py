@@ -1,0 +1,338 @@
+"""The worker: claims workflows, runs their code, and gives back what it cannot finish."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from . import _calls, _codec
+from ._calls import Claimed
+from ._context import Context
+from ._context_async import AsyncContext
+from ._definitions import Workflow
+from ._durations import Duration, seconds
+from ._engine import AsyncEngine, ThreadEngine
+from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
+from ._link import Link
+from ._outcome import error_json, for_owner
+from ._run import Run, WorkflowInterrupted
+from ._schema import check_version
+from ._session import Session
+from ._threads import DaemonThreads
+from ._writer import Completion, Writer
+
+if TYPE_CHECKING:
+    from ._app import Durable
+
+log = logging.getLogger("durable")
+
+_TICK = 1.0
+_POLL = 2.0
+# A worker that had something to do this recently looks again soon, before it asks to be woken: a busy system sends no
+# NOTIFY.
+_BUSY = 0.02
+_NAP = 0.004
+# How long code that was told to stop may take to do so.
+_LAST_WORDS = 2.0
+
+
+class Worker:
+    """Runs the workflows of an app in this process.
+
+    ``concurrency`` is how many workflows run at a time, ``queues`` where they come from (default: the queues that the
+    app's workflows name), ``transactions`` how many connections transactional steps may use, and ``drain`` how long
+    workflows may go on after ``stop()`` before they are given back.
+    """
+
+    def __init__(
+        self,
+        app: Durable,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int = 200,
+        name: str | None = None,
+        transactions: int = 10,
+        drain: Duration = 20.0,
+    ) -> None:
+        if concurrency < 1 or transactions < 1:
+            raise InvalidArgument(f"concurrency and transactions must be at least 1, not {concurrency} and {transactions}")
+        self._workflows = app.workflows
+        if not self._workflows:
+            raise InvalidArgument(
+                "the app has no workflows, so a worker would have nothing to claim",
+                hint="Import the modules that define them with @app.workflow before the worker starts.",
+            )
+        self._dsn = app.dsn
+        self.queues = tuple(queues or sorted({workflow.queue for workflow in self._workflows.values()}))
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._concurrency = concurrency
+        self._transactions = transactions
+        self._drain = seconds(drain)
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Stops claiming; ``run()`` returns when what runs is finished or given back. Call it on the event loop."""
+        if not self._stopping:
+            log.info("worker %s: stopping, %d workflows under way", self.name, len(self._runs))
+        self._stopping = True
+        self._bell.set()
+        self._slot.set()
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Works until ``stop()``. Raises SchemaMismatch, or what psycopg raises when the database cannot be reached."""
+        self._loop = asyncio.get_running_loop()
+        self._bell, self._slot, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._link = Link(self._dsn, "control")
+        links = [Link(self._dsn, "writer"), Link(self._dsn, "writer")]
+        await self._link.connect()
+        with translated():
+            check_version((await self._link.execute(_calls.VERSION))[0])
+        for link in links:
+            await link.connect()
+        self._writer = Writer(links)
+        bodies = DaemonThreads("durable-step", 2 * self._concurrency)
+        self._threads = DaemonThreads("durable-workflow", self._concurrency)
+        self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
+        self._thread_engine = ThreadEngine(self._engine, self._writer)
+        lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
+        session = Session(
+            self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
+            on_bell=lambda: self._from_session(self._bell.set),
+            on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
+            on_reconnect=lambda: self._from_session(self._reconnected),
+        )  # fmt: skip
+        session.start()
+        await asyncio.to_thread(session.attached.wait)
+        log.info("worker %s: ready, queues %s, %d at a time", self.name, ", ".join(self.queues), self._concurrency)
+        loops = [self._loop.create_task(self._claim_loop()), self._loop.create_task(self._tick_loop())]
+        try:
+            stopped = self._loop.create_task(self._stopped.wait())
+            done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            await loops[0]
+            await self._finish_or_release()
+            for task in done:
+                task.result()
+        finally:
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            session.stop()
+            await self._engine.close()
+            for link in [self._link, *links]:
+                await link.close()
+        log.info("worker %s: stopped", self.name)
+
+    # Claiming
+
+    async def _claim_loop(self) -> None:
+        announced = False
+        last_work = time.monotonic() - _BUSY
+        while not self._stopping:
+            free = self._concurrency - len(self._runs)
+            if free <= 0:
+                self._slot.clear()
+                await self._slot.wait()
+                continue
+            self._bell.clear()
+            rows = await self._claim(free)
+            for row in rows:
+                self._start(row)
+            now = time.monotonic()
+            if rows:
+                announced, last_work = False, now
+            if len(rows) == free:
+                continue
+            if now - last_work < _BUSY:
+                await asyncio.sleep(_NAP)
+            elif not announced:
+                # Whoever enqueues from now on rings; what came before is found by claiming once more.
+                await self._link.execute(_calls.IDLE, (self.name, _calls.text_array(self.queues)))
+                announced = True
+            else:
+                try:
+                    await asyncio.wait_for(self._bell.wait(), _POLL * random.uniform(0.75, 1.25))
+                except asyncio.TimeoutError:
+                    # Say it again: after a crash of Postgres it has forgotten who is idle.
+                    continue
+
+    async def _claim(self, free: int) -> list[Claimed]:
+        before = self._link.reconnects
+        rows = await self._link.execute(
+            _calls.CLAIM, (self.name, _calls.text_array(self.queues), free, _calls.text_array(self._workflows))
+        )
+        if self._link.reconnects != before:
+            rows += await self._reclaim(rows)
+        return [Claimed._make(row) for row in rows]
+
+    async def _reclaim(self, claimed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """What a claim gave us whose answer was lost."""
+        known = [*self._runs, *(row[0] for row in claimed)]
+        return await self._link.execute(_calls.RECLAIM, (self.name, _calls.plain_array(known)))
+
+    async def _tick_loop(self) -> None:
+        while not self._stopping:
+            report = (await self._link.execute(_calls.TICK))[0][0]
+            for part, done in report.items():
+                if isinstance(done, dict):
+                    log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
+            due = report.get("next_in_ms")
+            wait = _TICK * random.uniform(0.9, 1.1)
+            await asyncio.sleep(wait if due is None else max(0.02, min(wait, due / 1000 + 0.001)))
+
+    # Running
+
+    def _start(self, claimed: Claimed) -> None:
+        run = Run(claimed)
+        workflow = self._workflows[claimed.name]
+        self._runs[run.workflow_id] = run
+        if workflow.is_async:
+            task = self._loop.create_task(self._run_async(run, workflow))
+            run.interrupt_hook = task.cancel
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._threads.submit(self._run_in_thread, run, workflow)
+
+    async def _run_async(self, run: Run, workflow: Workflow[..., Any]) -> None:
+        try:
+            output = await workflow.function(AsyncContext(run, self._engine), *self._input(run, workflow))
+            self._complete((run, self._encode(run, output)))
+        except WorkflowInterrupted as interrupted:
+            self._ended(run, interrupted)
+        except asyncio.CancelledError as error:
+            if run.interruption is not None:
+                self._ended(run, run.interruption)
+            else:
+                self._fail((run, error))
+        except BaseException as error:
+            self._fail((run, error))
+
+    def _run_in_thread(self, run: Run, workflow: Workflow[..., Any]) -> None:
+        try:
+            run.check()
+            output = workflow.function(Context(run, self._thread_engine), *self._input(run, workflow))
+            self._thread_engine.post(self._complete, (run, self._encode(run, output)))
+        except WorkflowInterrupted as interrupted:
+            self._thread_engine.post(lambda reason: self._ended(run, reason), interrupted)
+        except BaseException as error:
+            self._thread_engine.post(self._fail, (run, error))
+
+    def _input(self, run: Run, workflow: Workflow[..., Any]) -> tuple[Any, ...]:
+        if not workflow.takes_input:
+            return ()
+        value = None if run.claimed.input is None else json.loads(run.claimed.input)
+        return (_codec.decode(value, workflow.decode_input, f"workflow {run.workflow_id} ({run.name}): the input"),)
+
+    def _encode(self, run: Run, output: Any) -> str:
+        return _codec.encode(output, f"workflow {run.workflow_id} ({run.name}): its output")
+
+    def _complete(self, end: tuple[Run, str]) -> None:
+        run, output = end
+        waiter = self._loop.create_future()
+        waiter.add_done_callback(lambda done: self._completed(run, done.exception()))
+        self._writer.complete(Completion(run.workflow_id, run.lease, output, waiter))
+
+    def _completed(self, run: Run, error: BaseException | None) -> None:
+        end = None if error is None else for_owner(error)
+        if end is None or isinstance(end, WorkflowInterrupted):
+            self._ended(run, end)
+        else:
+            self._fail((run, end))
+
+    def _fail(self, end: tuple[Run, BaseException]) -> None:
+        task = self._loop.create_task(self._report_failure(*end))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report_failure(self, run: Run, error: BaseException) -> None:
+        log.warning("workflow %s (%s), attempt %d failed: %r", run.workflow_id, run.name, run.attempt, error)
+        # Trying again would not make an input fit, or an output storable, or tell what an interrupted step did.
+        retryable = not isinstance(error, InvalidArgument | StepInterrupted)
+        try:
+            rows = await self._link.execute(_calls.FAIL, (run.workflow_id, run.lease, error_json(error), retryable))
+            outcome = rows[0][0]
+            self._ended(run, None if outcome == "ok" else WorkflowInterrupted(from_outcome(outcome, f"workflow {run.workflow_id}")))
+        except psycopg.Error as refused:
+            log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
+            self._ended(run, None)
+
+    def _ended(self, run: Run, interrupted: WorkflowInterrupted | None) -> None:
+        if interrupted is not None and interrupted.reason is not None:
+            log.warning("workflow %s (%s): stopped: %s", run.workflow_id, run.name, interrupted.reason.message)
+        # While the worker stops, what it interrupted stays listed until it is given back.
+        if self._runs.get(run.workflow_id) is run:
+            del self._runs[run.workflow_id]
+        self._slot.set()
+
+    # The session, in its thread
+
+    def _held(self, long: float) -> tuple[list[str], list[int], list[dict[str, Any]]]:
+        runs = list(self._runs.values())
+        now = time.monotonic()
+        steps = [
+            {"workflow_id": run.workflow_id, "lease": run.lease, "step_name": name, "attempt": attempt,
+             "elapsed_ms": int((now - started) * 1000)}
+            for run in runs for name, (started, attempt) in list(run.running.items()) if now - started >= long
+        ]  # fmt: skip
+        return [run.workflow_id for run in runs], [run.lease for run in runs], steps
+
+    def _from_session(self, call: Any, *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            log.debug("worker %s: its event loop is closed", self.name)
+
+    def _lose(self, workflow_id: str, reason: str) -> None:
+        run = self._runs.get(workflow_id)
+        if run is not None:
+            error = from_outcome(reason, f"workflow {workflow_id}")
+            run.interrupt(error if isinstance(error, DurableError) else None)
+
+    def _reconnected(self) -> None:
+        self._bell.set()
+
+    # Stopping
+
+    async def _finish_or_release(self) -> None:
+        until = time.monotonic() + self._drain
+        while self._runs and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        for run in list(self._runs.values()):
+            run.interrupt(None)
+        until = time.monotonic() + _LAST_WORDS
+        while self._runs and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        for run in self._runs.values():
+            log.warning("workflow %s (%s): given back while its code still runs", run.workflow_id, run.name)
+        await self._writer.drain()
+        released = (await self._link.execute(_calls.LEAVE, (self.name,)))[0][0]
+        log.info("worker %s: gave back %d workflows", self.name, released)
+
+
+async def run_until_signalled(worker: Worker) -> None:
+    """Runs a worker; SIGTERM and SIGINT drain it, a second one of them ends the process."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await worker.run()
