@@ -2,23 +2,30 @@ create function durable._check_enqueue(
   workflow text, queue text, priority integer, run_at timestamptz, max_attempts integer, timeout interval, tags jsonb
 )
 returns void language plpgsql as $$
+declare
+  -- Message and hint of what is wrong; nothing is put together while all is well.
+  v_wrong text[] := case
+    when (char_length(workflow) between 1 and 200) is not true then array[
+      'the workflow name must have 1 to 200 characters', 'Pass the name under which workers registered the workflow.']
+    when (char_length(queue) between 1 and 200) is not true then array[
+      format('workflow %L: the queue name must have 1 to 200 characters', workflow), 'Leave the queue out to use ''default''.']
+    when (priority between -32768 and 32767) is not true then array[
+      format('workflow %L: priority %s is out of range', workflow, coalesce(priority::text, 'NULL')),
+      'Use -32768 to 32767; lower numbers run first and 0 is the default.']
+    when not isfinite(run_at) then array[
+      format('workflow %L: run_at must be finite, not %s', workflow, run_at), 'Leave it out to start at once.']
+    when (max_attempts >= 1) is not true then array[
+      format('workflow %L: max_attempts must be at least 1, not %s', workflow, coalesce(max_attempts::text, 'NULL')),
+      'Use 1 for no retry.']
+    when timeout <= interval '0' then array[
+      format('workflow %L: the timeout must be positive, not %s', workflow, timeout), 'Leave it out for no timeout.']
+    when (jsonb_typeof(tags) = 'object') is not true then array[
+      format('workflow %L: tags must be a JSON object', workflow), 'For example ''{"tenant": "acme"}''.']
+    end;
 begin
-  perform durable._require(char_length(workflow) between 1 and 200,
-    'the workflow name must have 1 to 200 characters', 'Pass the name under which workers registered the workflow.');
-  perform durable._require(char_length(queue) between 1 and 200,
-    format('workflow %L: the queue name must have 1 to 200 characters', workflow), 'Leave the queue out to use ''default''.');
-  perform durable._require(priority between -32768 and 32767,
-    format('workflow %L: priority %s is out of range', workflow, coalesce(priority::text, 'NULL')),
-    'Use -32768 to 32767; lower numbers run first and 0 is the default.');
-  perform durable._require(run_at is null or isfinite(run_at),
-    format('workflow %L: run_at must be finite, not %s', workflow, run_at), 'Leave it out to start at once.');
-  perform durable._require(max_attempts >= 1,
-    format('workflow %L: max_attempts must be at least 1, not %s', workflow, coalesce(max_attempts::text, 'NULL')),
-    'Use 1 for no retry.');
-  perform durable._require(timeout is null or timeout > interval '0',
-    format('workflow %L: the timeout must be positive, not %s', workflow, timeout), 'Leave it out for no timeout.');
-  perform durable._require(jsonb_typeof(tags) = 'object',
-    format('workflow %L: tags must be a JSON object', workflow), 'For example ''{"tenant": "acme"}''.');
+  if v_wrong is not null then
+    perform durable._require(false, v_wrong[1], v_wrong[2]);
+  end if;
 end
 $$;
 
@@ -28,11 +35,10 @@ declare
   v_limit bigint := durable._max_payload();
   v_item record;
 begin
-  perform durable._require(inputs is not null,
-    format('workflow %L: the array of inputs is NULL', workflow), 'Pass one element for each workflow.');
-  perform durable._require(keys is null or cardinality(keys) = cardinality(inputs),
-    format('workflow %L: %s inputs but %s keys', workflow, cardinality(inputs), cardinality(keys)),
-    'Pass one key for each input, NULL for none.');
+  if inputs is null then
+    perform durable._require(false, format('workflow %L: the array of inputs is NULL', workflow),
+      'Pass one element for each workflow.');
+  end if;
   select i.n, pg_column_size(i.input) as size into v_item
   from unnest(inputs) with ordinality as i(input, n) where pg_column_size(i.input) > v_limit limit 1;
   if found then
@@ -40,7 +46,13 @@ begin
       format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was enqueued.', v_limit),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
-  perform durable._require(keys is null or not exists (
+  if keys is null then
+    return;
+  end if;
+  perform durable._require(cardinality(keys) = cardinality(inputs),
+    format('workflow %L: %s inputs but %s keys', workflow, cardinality(inputs), cardinality(keys)),
+    'Pass one key for each input, NULL for none.');
+  perform durable._require(not exists (
       select from unnest(keys) as k(key) where char_length(k.key) not between 1 and 500),
     format('workflow %L: a key must have 1 to 500 characters', workflow), 'Use NULL for no key.');
 end

@@ -1,9 +1,13 @@
 -- A UUIDv7 with microseconds in the bits after the version (RFC 9562, method 3): ids sort by time, and the history is
 -- partitioned by the time in them.
 create function durable._new_id()
-returns uuid language sql volatile parallel safe as $$
-  select (lpad(to_hex(t.us / 1000), 12, '0') || to_hex(28672 + (t.us % 1000) * 4096 / 1000) || substr(gen_random_uuid()::text, 20))::uuid
-  from (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us) t
+returns uuid language plpgsql volatile parallel safe as $$
+declare
+  v_us bigint := extract(epoch from clock_timestamp()) * 1000000;
+begin
+  return (lpad(to_hex(v_us / 1000), 12, '0') || to_hex(28672 + (v_us % 1000) * 4096 / 1000)
+    || substr(gen_random_uuid()::text, 20))::uuid;
+end
 $$;
 
 create function durable._id_time(id uuid)

@@ -3,16 +3,19 @@ create view durable.settings as
   from durable.setting_defaults d left join durable.setting_overrides o on o.name = d.name;
 comment on view durable.settings is 'Every setting: its value now, its default, its type and what it does. Change one with durable.configure().';
 
+-- In plpgsql, which keeps the plan; a SQL function with a FROM is planned at each call.
 create function durable._setting(name text)
-returns text language sql stable as $$
-  select s.value from durable.settings s where s.name = _setting.name
+returns text language plpgsql stable as $$
+begin
+  return (select s.value from durable.settings s where s.name = _setting.name);
+end
 $$;
 
 create function durable._lease()
-returns interval language sql stable as $$ select durable._setting('lease')::interval $$;
+returns interval language plpgsql stable as $$ begin return durable._setting('lease')::interval; end $$;
 
 create function durable._max_payload()
-returns bigint language sql stable as $$ select durable._setting('max_payload_bytes')::bigint $$;
+returns bigint language plpgsql stable as $$ begin return durable._setting('max_payload_bytes')::bigint; end $$;
 
 create function durable.configure(name text, value text)
 returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
