@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "durable_client"
-MODULES = {"_client_async.py": "_client.py", "_context_async.py": "_context.py", "_transaction_async.py": "_transaction.py"}
+MODULES = {
+    "_client_async.py": "_client.py",
+    "_context_async.py": "_context.py",
+    "_transaction_async.py": "_transaction.py",
+}
 
 # In this order, on whole words.
 REPLACEMENTS = [
-    (r"The asynchronous client is written by hand; the plain one, ``_client\.py``, is generated from it by\n``tools/async_to_sync\.py``\.",
-     "Generated from ``_client_async.py`` by ``tools/async_to_sync.py``; do not edit."),
     (r"Written by hand; the plain twin, ``(\w+)\.py``, is generated from it by ``tools/async_to_sync\.py``\.",
      r"Generated from ``\1_async.py`` by ``tools/async_to_sync.py``; do not edit."),
     (r"\basync (def|with|for)\b", r"\1"),
@@ -42,7 +44,9 @@ def to_sync(source: str) -> str:
     options = ["--config", str(PACKAGE.parent.parent / "pyproject.toml"), "--stdin-filename", "generated.py", "-"]
     source = subprocess.run([*run, "check", "--quiet", "--fix", "--select", "I,F401", *options],
                             input=source, capture_output=True, text=True).stdout  # fmt: skip
-    return subprocess.run([*run, "format", "--quiet", *options], input=source, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [*run, "format", "--quiet", *options], input=source, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def main() -> int:

@@ -42,6 +42,8 @@ begin
     return false;
   end if;
   perform durable._forget_failed_steps(workflow_id, v_row.error);
+  -- Whoever retries a workflow that an interrupted step has failed decides that this step may run again.
+  delete from durable.open_steps o where o.workflow_id = retry.workflow_id and o.step_name = v_row.error ->> 'step';
   perform pg_current_xact_id();
   insert into durable.live_workflows (workflow_id, ready_seq, created_at, started_at, attempt, max_attempts, priority, replay,
     status, timeout, name, queue, key, tags, input, error)
@@ -53,5 +55,5 @@ begin
 end
 $$;
 comment on function durable.retry(uuid) is
-  'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again. Failures, crashes and '
+  'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again, also one that runs at most once. Failures, crashes and '
   'the timeout count anew. Returns false when it is neither failed nor cancelled. Errors: WF001 workflow not found.';

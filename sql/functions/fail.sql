@@ -24,14 +24,14 @@ begin
   select * into v_row from durable.live_workflows l
   where l.workflow_id = _fail.workflow_id and l.lease = _fail.lease for update;
   if not found then
-    return coalesce(durable._why_lost(workflow_id, lease), 'ok');
+    return durable._why_lost(workflow_id, lease, 'failed');
   end if;
   if v_row.failures + 1 >= v_row.max_attempts or retryable is false then
     perform durable._finish(array[workflow_id], array[lease], 'failed', null, array[error]);
     return 'ok';
   end if;
   update durable.live_workflows l
-  set status = 'pending', lease = null, worker_id = null, failures = l.failures + 1, attempt = l.attempt + 1, replay = true,
+  set status = 'pending', lease = null, worker_id = null, failed_lease = l.lease, failures = l.failures + 1, attempt = l.attempt + 1, replay = true,
     error = _fail.error, wake_at = clock_timestamp() + coalesce(
       greatest(retry_in, interval '0'),
       durable._retry_delay(l.failures + 1, durable._setting('retry_initial')::interval,

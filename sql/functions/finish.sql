@@ -29,6 +29,8 @@ begin
   ), closed as (
     delete from durable.open_steps o using finished f
     where o.workflow_id = any(_finish.workflow_ids) and o.workflow_id = f.workflow_id
+      -- What ran at most once must not run again after a retry.
+      and (_finish.status = 'completed' or not o.at_most_once)
   )
   select array_agg(f.workflow_id) into v_finished from finished f;
   return v_finished;
@@ -57,10 +59,10 @@ begin
   return query
   select o.item, o.outcome from (
     select i.n::integer as item,
-      case when i.too_large then 'WF006' else durable._why_lost(i.workflow_id, i.lease) end as outcome
+      case when i.too_large then 'WF006' else durable._why_lost(i.workflow_id, i.lease, 'completed') end as outcome
     from unnest(workflow_ids, leases, v_too_large) with ordinality as i(workflow_id, lease, too_large, n)
     where i.workflow_id <> all(coalesce(v_finished, '{}'))) o
-  where o.outcome is not null
+  where o.outcome <> 'ok'
   order by o.item;
 end
 $$;

@@ -44,8 +44,12 @@ declare
   v_now timestamptz := clock_timestamp();
   v_free integer[];
 begin
-  -- Right after a start of Postgres all sessions are new, and their locks are still to be taken.
-  if pg_postmaster_start_time() < v_now - durable._setting('restart_grace')::interval then
+  if not exists (select from durable.crash_marks) then
+    insert into durable.crash_marks (seen_at) values (v_now);
+  end if;
+  -- Right after a start or a crash of Postgres all sessions are new, and their locks are still to be taken.
+  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m))
+    < v_now - durable._setting('restart_grace')::interval then
     v_free := array(
       select w.worker_id from durable.workers w
       where w.died_at is null and w.session_lock and not exists (

@@ -50,7 +50,7 @@ begin
     case when (char_length(i.step_name) between 1 and 500) is not true then 'WF005'
       when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
-        then coalesce(durable._why_lost(i.workflow_id, i.lease), 'WF002')
+        then durable._why_lost(i.workflow_id, i.lease)
       else 'exists' end,
     (i.winner).output, (i.winner).error
   from item i order by i.n;
@@ -133,7 +133,7 @@ begin
   perform from durable.live_workflows l
   where l.workflow_id = _hold_lease.workflow_id and l.lease = _hold_lease.lease for share;
   if not found then
-    perform durable._raise_outcome(coalesce(durable._why_lost(workflow_id, lease), 'WF002'), workflow_id, lease, step_name);
+    perform durable._raise_outcome(durable._why_lost(workflow_id, lease), workflow_id, lease, step_name);
   end if;
   perform durable._require(char_length(step_name) between 1 and 500,
     format('workflow %s: a step name must have 1 to 500 characters', workflow_id), 'Shorten the name.');

@@ -29,7 +29,8 @@ create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_late record;
-  v_error jsonb := '{"code": "WF010", "type": "WorkflowTimedOut", "message": "the timeout of the workflow has passed"}';
+  v_error jsonb := jsonb_build_object(
+    'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
 begin
   select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
     select l.workflow_id, l.worker_id from durable.live_workflows l
@@ -48,7 +49,7 @@ create function durable.tick(max_workflows integer default 1000)
 returns jsonb language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  v_report jsonb := '{}';
+  v_report jsonb := jsonb_build_object();
   v_part text;
   v_done integer;
   v_today date := (now() at time zone 'UTC')::date;
@@ -57,7 +58,7 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
-    return '{"busy": true}';
+    return jsonb_build_object('busy', true);
   end if;
   foreach v_part in array '{recovered,woken,timed_out,partitions}'::text[] loop
     -- One part that fails does not stop the others.

@@ -84,13 +84,16 @@ comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is
   'for long: [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}]; they show in durable.workflow_steps. A worker '
   'that was declared dead is not revived: all that it held is returned. Errors: WF005 for arrays of different lengths.';
 
--- The code that tells a worker why a lease is not valid; null when the same lease completed the workflow.
-create function durable._why_lost(workflow_id uuid, lease bigint)
+-- The code that tells a worker why its lease is not valid; ok when the same lease ended the workflow that way before.
+create function durable._why_lost(workflow_id uuid, lease bigint, ended_as durable.workflow_status default null)
 returns text language sql stable as $$
   select coalesce(
-    (select case when f.status = 'cancelled' then 'WF004' when f.lease = _why_lost.lease then null else 'WF002' end
+    (select case when f.status = 'cancelled' then 'WF004'
+            when f.lease = _why_lost.lease and f.status = _why_lost.ended_as then 'ok'
+            else 'WF002' end
      from durable.finished_workflows f where f.workflow_id = _why_lost.workflow_id),
-    (select 'WF002' from durable.live_workflows l where l.workflow_id = _why_lost.workflow_id),
+    (select case when l.failed_lease = _why_lost.lease and _why_lost.ended_as = 'failed' then 'ok' else 'WF002' end
+     from durable.live_workflows l where l.workflow_id = _why_lost.workflow_id),
     'WF001')
 $$;
 

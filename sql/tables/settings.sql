@@ -19,9 +19,9 @@ comment on table durable.setting_overrides is 'What durable.configure() changed.
 insert into durable.setting_defaults (name, value, type, description) values
   ('lease', '30 seconds', 'interval',
    'How long a worker keeps its workflows without a heartbeat. Workers send one every third of it.'),
-  ('session_grace', '300 milliseconds', 'interval',
+  ('session_grace', '250 milliseconds', 'interval',
    'How long the session lock of a worker may be gone before its workflows are taken from it.'),
-  ('restart_grace', '5 seconds', 'interval',
+  ('restart_grace', '2 seconds', 'interval',
    'How long after a start of Postgres only leases count, so that workers can reconnect and lock again.'),
   ('max_crashes', '100', 'integer',
    'How often a workflow may lose its worker before it is given up as failed (WF009).'),

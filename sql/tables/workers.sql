@@ -27,6 +27,13 @@ comment on column durable.workers.expires_at is 'When its lease on everything it
 comment on column durable.workers.suspect_since is 'When its session lock was first found free; null while it is held.';
 comment on column durable.workers.died_at is 'When recovery declared it dead, or it left; null while it lives.';
 
+-- Unlogged, so that it is empty after a crash of Postgres: that is how one is noticed, and when.
+create unlogged table durable.crash_marks (
+  seen_at timestamptz not null
+);
+insert into durable.crash_marks (seen_at) values ('-infinity');
+comment on table durable.crash_marks is 'When the last crash of Postgres was noticed; empty until it is.';
+
 -- Who wants to be woken. Enqueues only ever read it, so that a long transaction of a user never stands in the way of
 -- a worker. Unlogged: after a crash of Postgres every worker says again that it is idle.
 create unlogged table durable.idle_workers (

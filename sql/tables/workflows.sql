@@ -26,6 +26,7 @@ create table durable.live_workflows (
   created_at timestamptz not null,
   started_at timestamptz,
   worker_id integer,
+  failed_lease bigint,
   attempt integer not null default 1,
   failures integer not null default 0,
   crashes integer not null default 0,
@@ -79,6 +80,8 @@ comment on column durable.live_workflows.attempt is 'Which attempt this is, from
 comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
 comment on column durable.live_workflows.crashes is 'Attempts that ended with the death of the worker; compared with the setting max_crashes.';
 comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
+comment on column durable.live_workflows.failed_lease is
+  'Lease under which the last attempt was reported as failed, so that the same report sent again is recognised.';
 comment on column durable.live_workflows.error is 'What ended the last attempt, if it failed.';
 
 create table durable.finished_workflows (

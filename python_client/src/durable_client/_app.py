@@ -50,16 +50,26 @@ class Durable:
     def step(self, function: Callable[P, R]) -> Step[P, R]: ...
     @overload
     def step(
-        self, *, name: str | None = None, retry: Retry = NO_RETRY, timeout: Duration | None = None, at_most_once: bool = False
+        self,
+        *,
+        name: str | None = None,
+        retry: Retry = NO_RETRY,
+        timeout: Duration | None = None,
+        at_most_once: bool = False,
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
     def step(
-        self, function: Any = None, *, name: str | None = None, retry: Retry = NO_RETRY, timeout: Duration | None = None,
+        self,
+        function: Any = None,
+        *,
+        name: str | None = None,
+        retry: Retry = NO_RETRY,
+        timeout: Duration | None = None,
         at_most_once: bool = False,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Declares a step: a function, plain or ``async``, whose outcome is checkpointed once for each call.
 
-        ``name`` (default: the function's) identifies it in stored runs. ``timeout`` limits one attempt; a plain function
-        goes on in its thread, unheard. ``at_most_once`` records the start first, so that after a crash the step is
+        ``name`` (default: the function's) identifies it in stored runs. ``timeout`` limits one attempt; a plain
+        function goes on in its thread, unheard. ``at_most_once`` records the start first, so that after a crash the step is
         reported as interrupted (StepInterrupted) instead of being run again.
         """
 
@@ -72,26 +82,44 @@ class Durable:
     def workflow(self, function: Callable[P, R]) -> Workflow[P, R]: ...
     @overload
     def workflow(
-        self, *, name: str | None = None, queue: str = "default", max_attempts: int = 1, timeout: Duration | None = None,
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        max_attempts: int = 1,
+        timeout: Duration | None = None,
         priority: int = 0,
-    ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...  # fmt: skip
+    ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
     def workflow(
-        self, function: Any = None, *, name: str | None = None, queue: str = "default", max_attempts: int = 1,
-        timeout: Duration | None = None, priority: int = 0,
-    ) -> Any:  # fmt: skip
+        self,
+        function: Any = None,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        max_attempts: int = 1,
+        timeout: Duration | None = None,
+        priority: int = 0,
+    ) -> Any:
         """Declares a workflow: a function, plain or ``async``, of a context and at most one input.
 
-        ``name`` (default: the function's) identifies it in the database. The other options are defaults for ``enqueue``:
-        ``max_attempts`` counts attempts that end in an error, ``timeout`` runs from the first start, lower ``priority``
+        ``name`` (default: the function's) identifies it in the database. The other options are defaults for
+        ``enqueue``: ``max_attempts`` counts attempts that end in an error, ``timeout`` runs from the first start, lower ``priority``
         runs first. Raises InvalidArgument when the name is taken.
         """
 
         def declare(body: Callable[P, R]) -> Workflow[P, R]:
             declared = Workflow(
-                body, name or body.__name__, queue, max_attempts, None if timeout is None else seconds(timeout), priority
+                body,
+                name or body.__name__,
+                queue,
+                max_attempts,
+                None if timeout is None else seconds(timeout),
+                priority,
             )
             if declared.name in self.workflows:
-                raise InvalidArgument(f"there is already a workflow {declared.name!r}", hint="Give one of them a name=.")
+                raise InvalidArgument(
+                    f"there is already a workflow {declared.name!r}", hint="Give one of them a name=."
+                )
             self.workflows[declared.name] = declared
             return declared
 
@@ -136,9 +164,17 @@ class Durable:
         Raises KeyConflict, InvalidArgument, PayloadTooLarge.
         """
         handle: Handle[R] = self.client.enqueue(
-            workflow, input, key=key, queue=queue, priority=priority, run_at=run_at, max_attempts=max_attempts,
-            timeout=timeout, tags=tags, conn=conn,
-        )  # fmt: skip
+            workflow,
+            input,
+            key=key,
+            queue=queue,
+            priority=priority,
+            run_at=run_at,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            tags=tags,
+            conn=conn,
+        )
         return handle
 
     def enqueue_many(
@@ -157,9 +193,17 @@ class Durable:
     ) -> list[Handle[R]]:
         """Enqueues one workflow for each input, all or none, and returns the handles in the order of the inputs."""
         return self.client.enqueue_many(
-            workflow, inputs, keys=keys, queue=queue, priority=priority, run_at=run_at, max_attempts=max_attempts,
-            timeout=timeout, tags=tags, conn=conn,
-        )  # fmt: skip
+            workflow,
+            inputs,
+            keys=keys,
+            queue=queue,
+            priority=priority,
+            run_at=run_at,
+            max_attempts=max_attempts,
+            timeout=timeout,
+            tags=tags,
+            conn=conn,
+        )
 
     def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
@@ -174,13 +218,16 @@ class Durable:
     # Working
 
     def run_worker(
-        self, *, queues: Sequence[str] | None = None, concurrency: int = 200, name: str | None = None, transactions: int = 10,
+        self,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int = 200,
+        name: str | None = None,
+        transactions: int = 10,
         drain: Duration = 20.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Runs a worker in this process until SIGTERM or SIGINT; see ``Worker``. Uses uvloop where it is installed."""
-        worker = Worker(
-            self, queues=queues, concurrency=concurrency, name=name, transactions=transactions, drain=drain
-        )  # fmt: skip
+        worker = Worker(self, queues=queues, concurrency=concurrency, name=name, transactions=transactions, drain=drain)
         try:
             import uvloop
         except ImportError:

@@ -40,9 +40,12 @@ FAIL_STEP = (
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
 )
 STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+FAIL = (
+    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+)
 ENQUEUE = (
-    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"
+    " make_interval(secs => %s), %s::jsonb)::text"
 )
 CANCEL = "select durable.cancel(%s, %s)"
 RETRY = "select durable.retry(%s)"
@@ -69,9 +72,12 @@ FAIL_STEP = (
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
 )
 STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+FAIL = (
+    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+)
 ENQUEUE = (
-    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"
+    " make_interval(secs => %s), %s::jsonb)::text"
 )
 CANCEL = "select durable.cancel(%s, %s)"
 RETRY = "select durable.retry(%s)"

@@ -1,7 +1,6 @@
 """Enqueueing workflows and asking after them.
 
-The asynchronous client is written by hand; the plain one, ``_client.py``, is generated from it by
-``tools/async_to_sync.py``.
+Written by hand; the plain twin, ``_client.py``, is generated from it by ``tools/async_to_sync.py``.
 """
 
 from __future__ import annotations
@@ -77,7 +76,9 @@ class AsyncHandle(Generic[R]):
             if status == "failed":
                 raise workflow_failed(self.workflow_id, json.loads(error))
             if status == "cancelled":
-                raise WorkflowCancelled(f"workflow {self.workflow_id} was cancelled: {json.loads(error).get('message')}")
+                raise WorkflowCancelled(
+                    f"workflow {self.workflow_id} was cancelled: {json.loads(error).get('message')}"
+                )
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise ResultTimeout(
                     f"workflow {self.workflow_id} is {status} and did not end within {timeout}",
@@ -100,7 +101,14 @@ class AsyncHandle(Generic[R]):
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
         return [
             StepRecord(
-                row[0], row[1], row[2], row[3] and json.loads(row[3]), row[4] and json.loads(row[4]), row[5], row[6], row[7]
+                row[0],
+                row[1],
+                row[2],
+                row[3] and json.loads(row[3]),
+                row[4] and json.loads(row[4]),
+                row[5],
+                row[6],
+                row[7],
             )
             for row in await self._client._all(_calls.HISTORY, [self.workflow_id])
         ]
@@ -152,7 +160,13 @@ class AsyncClient:
         return AsyncHandle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
 
     async def enqueue(
-        self, workflow: Workflow[Any, R] | str, input: Any = None, *, key: str | None = None, conn: Any = None, **options: Any
+        self,
+        workflow: Workflow[Any, R] | str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        conn: Any = None,
+        **options: Any,
     ) -> AsyncHandle[R]:
         """Enqueues one workflow; see ``Durable.enqueue``."""
         keys = None if key is None else [key]
@@ -177,10 +191,13 @@ class AsyncClient:
         name = workflow if isinstance(workflow, str) else workflow.name
         if run_at is not None and run_at.tzinfo is None:
             raise InvalidArgument(
-                f"workflow {name!r}: run_at has no time zone", hint="For example datetime.now(timezone.utc) + timedelta(hours=1)."
+                f"workflow {name!r}: run_at has no time zone",
+                hint="For example datetime.now(timezone.utc) + timedelta(hours=1).",
             )
         if known is not None and not known.takes_input and any(item is not None for item in inputs):
-            raise InvalidArgument(f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function.")
+            raise InvalidArgument(
+                f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
+            )
         default_timeout = known.timeout if known is not None else None
         parameters = [
             name,

@@ -63,7 +63,7 @@ def encode(value: Any, subject: str) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(
             f"{subject} cannot be stored as JSON: {error}",
-            hint="Use JSON values, dataclasses, pydantic models, datetime, UUID, Decimal or bytes; not NaN or infinity.",
+            hint="Use JSON values, dataclasses, pydantic models, datetime, UUID, Decimal, bytes; not NaN or infinity.",
         ) from error
     if "\\u0000" in text and _NUL.search(text):
         raise InvalidArgument(
@@ -161,9 +161,7 @@ def decoder(annotation: Any) -> Decoder | None:
         if len(args) == 2 and args[1] is Ellipsis:
             return _decode_sequence(tuple, decoder(args[0]))
         parts = [decoder(arg) for arg in args]
-        return lambda value: tuple(
-            each if of is None else of(each) for of, each in zip(parts, value, strict=True)
-        )
+        return lambda value: tuple(each if of is None else of(each) for of, each in zip(parts, value, strict=True))
     if origin in (dict, collections.abc.Mapping):
         item = decoder(args[1])
         return None if item is None and args[0] is str else _decode_mapping(args[0], item)

@@ -132,7 +132,10 @@ class AsyncContext:
                 if stored.status != "running":
                     return await self._recall(step, name, stored)
                 if stored.at_most_once:
-                    error = {"type": "StepInterrupted", "message": "it was begun before a crash and may have taken effect"}
+                    error = {
+                        "type": "StepInterrupted",
+                        "message": "it was begun before a crash and may have taken effect",
+                    }
                     raise step_failed(run.workflow_id, name, {**error, "code": "WF008"})
                 attempt = stored.attempt
                 await asyncio.sleep(stored.retry_in)

@@ -39,7 +39,9 @@ class Step(Generic[P, R]):
     def __post_init__(self) -> None:
         _check_name("step", self.name, 400)
         if self.at_most_once and self.retry.max_attempts > 1:
-            raise InvalidArgument(f"step {self.name!r} runs at most once, so it cannot be retried", hint="Leave out retry.")
+            raise InvalidArgument(
+                f"step {self.name!r} runs at most once, so it cannot be retried", hint="Leave out retry."
+            )
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
         object.__setattr__(self, "decode", _codec.return_decoder(self.function))
 

@@ -35,7 +35,9 @@ def seconds(value: Duration) -> float:
                 break
             result, end = result + float(part[1]) * _UNITS[part[2]], part.end()
         if not value.strip() or end != len(value):
-            raise InvalidArgument(f"{value!r} is not a duration", hint='Write for example "30s", "5m", "1h 30m" or "3 days".')
+            raise InvalidArgument(
+                f"{value!r} is not a duration", hint='Write for example "30s", "5m", "1h 30m" or "3 days".'
+            )
     if not math.isfinite(result) or result < 0:
         raise InvalidArgument(f"the duration {value!r} is not a finite, positive length of time")
     return result

@@ -88,7 +88,9 @@ class PayloadTooLarge(DurableError):
 class _Failure(DurableError):
     """An error that was stored: ``error`` is the stored JSON, ``type`` the name of the exception's class."""
 
-    def __init__(self, message: str, *, error: dict[str, Any], detail: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, error: dict[str, Any], detail: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, detail=detail, hint=hint)
         self.error = error
         self.type = str(error.get("type", "Error"))
@@ -132,7 +134,8 @@ class StepFailed(_Failure):
 
     def __init__(self, workflow_id: str, step: str, error: dict[str, Any]) -> None:
         super().__init__(
-            f"workflow {workflow_id}, step {step!r}: {error.get('type', 'Error')}: {error.get('message', '')}", error=error
+            f"workflow {workflow_id}, step {step!r}: {error.get('type', 'Error')}: {error.get('message', '')}",
+            error=error,
         )
         self.workflow_id = workflow_id
         self.step = step

@@ -1,4 +1,4 @@
-"""Running the body of a step: asynchronous or plain, from asynchronous or plain workflows, with a timeout or without."""
+"""Running the body of a step: asynchronous or plain, from asynchronous or plain workflows, within a timeout."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def connection_lost(error: psycopg.Error, closed: bool) -> bool:
 
 
 def transient(error: psycopg.Error) -> bool:
-    """Whether the same statement may succeed when it is sent again: serialization, deadlock, timeouts, lack of resources."""
+    """Whether the same statement may succeed when sent again: serialization, deadlock, timeout, lack of resources."""
     state = error.sqlstate or ""
     return state in ("40001", "40P01", "55P03", "57014") or state.startswith("53")
 
@@ -36,7 +36,7 @@ def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
 
 
 class Link:
-    """One autocommit connection. Statements are sent one at a time, prepared, and again after the connection was lost."""
+    """One autocommit connection. Statements are sent one at a time, prepared, and again after it was lost."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self._dsn = dsn

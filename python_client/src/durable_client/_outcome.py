@@ -39,12 +39,16 @@ def error_json(error: BaseException) -> str:
         fields |= {"code": error.code} if error.code != StepFailed.code else {}
     elif isinstance(error, DurableError):
         fields |= {"message": error.message, "detail": error.detail, "hint": error.hint, "code": error.code}
-    return json.dumps({name: _storable(value) for name, value in fields.items() if value is not None}, ensure_ascii=True)
+    return json.dumps(
+        {name: _storable(value) for name, value in fields.items() if value is not None}, ensure_ascii=True
+    )
 
 
 def _type_name(error: BaseException) -> str:
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _traceback(error: BaseException) -> str:

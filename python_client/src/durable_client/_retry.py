@@ -13,7 +13,8 @@ class Retry:
     """A retry policy of a step. The database counts the attempts and sets the time of the next one.
 
     ``max_attempts`` includes the first. The wait before attempt n + 1 is ``initial * backoff ** (n - 1)``, at most
-    ``max_delay``, the second half of it at random. An exception that is one of ``non_retryable`` fails the step at once.
+    ``max_delay``, the second half of it at random. An exception of one of the ``non_retryable`` classes fails the step
+    at once.
     """
 
     max_attempts: int = 1
@@ -24,7 +25,9 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
-            raise InvalidArgument(f"max_attempts must be at least 1, not {self.max_attempts}", hint="Use 1 for no retry.")
+            raise InvalidArgument(
+                f"max_attempts must be at least 1, not {self.max_attempts}", hint="Use 1 for no retry."
+            )
         if not 1 <= self.backoff <= 1000:
             raise InvalidArgument(f"backoff must be from 1 to 1000, not {self.backoff}")
         seconds(self.initial)

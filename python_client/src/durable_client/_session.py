@@ -29,12 +29,12 @@ class Session(threading.Thread):
     """Holds the session of one worker until it is stopped.
 
     ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_bell``, ``on_lost`` and
-    ``on_reconnect`` are called in this thread.
+    ``on_attach`` (a new channel) are called in this thread.
     """
 
     def __init__(
         self, dsn: str, worker: str, queues: Sequence[str], beat: float, held: Held, *,
-        on_bell: Callable[[], None], on_lost: Callable[[str, str], None], on_reconnect: Callable[[], None],
+        on_bell: Callable[[], None], on_lost: Callable[[str, str], None], on_attach: Callable[[], None],
     ) -> None:  # fmt: skip
         super().__init__(name="durable-session", daemon=True)
         self._dsn = dsn
@@ -44,7 +44,7 @@ class Session(threading.Thread):
         self._held = held
         self._on_bell = on_bell
         self._on_lost = on_lost
-        self._on_reconnect = on_reconnect
+        self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
         self.attached = threading.Event()
@@ -58,8 +58,6 @@ class Session(threading.Thread):
         while not self._stopping.is_set():
             try:
                 with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
-                    if self.attached.is_set():
-                        self._on_reconnect()
                     self._channel = ""
                     self._keep(conn)
             except psycopg.Error as error:
@@ -91,12 +89,18 @@ class Session(threading.Thread):
         if row[0] != self._channel:
             self._channel = row[0]
             conn.execute(f'listen "{self._channel}"')
+            self._on_attach()
 
     def _heartbeat(self, conn: psycopg.Connection[Any]) -> None:
         workflow_ids, leases, steps = self._held()
         rows = conn.execute(
             _calls.HEARTBEAT,
-            (self._worker, _calls.plain_array(workflow_ids), _calls.plain_array(leases), json.dumps(steps) if steps else None),
+            (
+                self._worker,
+                _calls.plain_array(workflow_ids),
+                _calls.plain_array(leases),
+                json.dumps(steps) if steps else None,
+            ),
             prepare=True,
         ).fetchall()
         for workflow_id, reason in rows:

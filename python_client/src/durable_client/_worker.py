@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("durable")
 
-_TICK = 1.0
-_POLL = 2.0
+_TICK = 0.85
+_POLL = 3.0
 # A worker that had something to do this recently looks again soon, before it asks to be woken: a busy system sends no
 # NOTIFY.
 _BUSY = 0.02
@@ -66,7 +67,9 @@ class Worker:
         drain: Duration = 20.0,
     ) -> None:
         if concurrency < 1 or transactions < 1:
-            raise InvalidArgument(f"concurrency and transactions must be at least 1, not {concurrency} and {transactions}")
+            raise InvalidArgument(
+                f"concurrency and transactions must be at least 1, not {concurrency} and {transactions}"
+            )
         self._workflows = app.workflows
         if not self._workflows:
             raise InvalidArgument(
@@ -82,6 +85,7 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._announced = False
 
     def stop(self) -> None:
         """Stops claiming; ``run()`` returns when what runs is finished or given back. Call it on the event loop."""
@@ -113,7 +117,7 @@ class Worker:
             self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
             on_bell=lambda: self._from_session(self._bell.set),
             on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
-            on_reconnect=lambda: self._from_session(self._reconnected),
+            on_attach=lambda: self._from_session(self._attached),
         )  # fmt: skip
         session.start()
         await asyncio.to_thread(session.attached.wait)
@@ -124,7 +128,7 @@ class Worker:
             done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
             self.stop()
             await loops[0]
-            await self._finish_or_release()
+            await self._finish_or_release(session)
             for task in done:
                 task.result()
         finally:
@@ -140,7 +144,7 @@ class Worker:
     # Claiming
 
     async def _claim_loop(self) -> None:
-        announced = False
+        self._announced = False
         last_work = time.monotonic() - _BUSY
         while not self._stopping:
             free = self._concurrency - len(self._runs)
@@ -154,21 +158,18 @@ class Worker:
                 self._start(row)
             now = time.monotonic()
             if rows:
-                announced, last_work = False, now
+                self._announced, last_work = False, now
             if len(rows) == free:
                 continue
             if now - last_work < _BUSY:
                 await asyncio.sleep(_NAP)
-            elif not announced:
+            elif not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
                 await self._link.execute(_calls.IDLE, (self.name, _calls.text_array(self.queues)))
-                announced = True
+                self._announced = True
             else:
-                try:
+                with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), _POLL * random.uniform(0.75, 1.25))
-                except asyncio.TimeoutError:
-                    # Say it again: after a crash of Postgres it has forgotten who is idle.
-                    continue
 
     async def _claim(self, free: int) -> list[Claimed]:
         before = self._link.reconnects
@@ -266,7 +267,10 @@ class Worker:
         try:
             rows = await self._link.execute(_calls.FAIL, (run.workflow_id, run.lease, error_json(error), retryable))
             outcome = rows[0][0]
-            self._ended(run, None if outcome == "ok" else WorkflowInterrupted(from_outcome(outcome, f"workflow {run.workflow_id}")))
+            self._ended(
+                run,
+                None if outcome == "ok" else WorkflowInterrupted(from_outcome(outcome, f"workflow {run.workflow_id}")),
+            )
         except psycopg.Error as refused:
             log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
             self._ended(run, None)
@@ -303,25 +307,37 @@ class Worker:
             error = from_outcome(reason, f"workflow {workflow_id}")
             run.interrupt(error if isinstance(error, DurableError) else None)
 
-    def _reconnected(self) -> None:
+    def _attached(self) -> None:
+        # A new session has a new channel, and after a crash Postgres has forgotten who is idle.
+        self._announced = False
         self._bell.set()
 
     # Stopping
 
-    async def _finish_or_release(self) -> None:
-        until = time.monotonic() + self._drain
-        while self._runs and time.monotonic() < until:
-            await asyncio.sleep(0.01)
+    async def _until_empty(self) -> None:
+        while self._runs:
+            self._slot.clear()
+            await self._slot.wait()
+
+    async def _finish_or_release(self, session: Session) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_empty(), self._drain)
         for run in list(self._runs.values()):
             run.interrupt(None)
-        until = time.monotonic() + _LAST_WORDS
-        while self._runs and time.monotonic() < until:
-            await asyncio.sleep(0.01)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_empty(), _LAST_WORDS)
         for run in self._runs.values():
             log.warning("workflow %s (%s): given back while its code still runs", run.workflow_id, run.name)
-        await self._writer.drain()
-        released = (await self._link.execute(_calls.LEAVE, (self.name,)))[0][0]
-        log.info("worker %s: gave back %d workflows", self.name, released)
+        session.stop()
+        await asyncio.to_thread(session.join, _LAST_WORDS)
+        try:
+            await asyncio.wait_for(self._writer.drain(), _LAST_WORDS)
+            released = (await asyncio.wait_for(self._link.execute(_calls.LEAVE, (self.name,)), _LAST_WORDS))[0][0]
+            log.info("worker %s: gave back %d workflows", self.name, released)
+        except asyncio.TimeoutError:
+            log.error(
+                "worker %s: Postgres does not answer; what it holds is recovered when its lease runs out", self.name
+            )
 
 
 async def run_until_signalled(worker: Worker) -> None:

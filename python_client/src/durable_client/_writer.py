@@ -31,7 +31,7 @@ class Waiter(Protocol):
 
 
 class Checkpoint:
-    """A step's output on its way. The waiter gets None when it was stored, else the stored (output, error) as JSON text."""
+    """A step's output on its way. The waiter gets None when it was stored, else the stored (output, error) as JSON."""
 
     __slots__ = ("attempt", "elapsed_ms", "lease", "output", "step", "waiter", "workflow_id")
 
@@ -90,7 +90,7 @@ class Writer:
     async def drain(self) -> None:
         """Returns when everything handed over so far is stored or refused."""
         while self._checkpoints or self._completions or self._flushes:
-            await asyncio.sleep(0.001)
+            await asyncio.gather(asyncio.sleep(0), *self._flushes)
 
     def _schedule(self) -> None:
         # At the end of the loop's turn, so that the workflows it wakes go into one flush.
@@ -125,8 +125,12 @@ class Writer:
             return
         if rows:
             outcomes = {(row[0], row[1]): row[2:] for row in rows}
-            checkpoints = [item for n, item in enumerate(checkpoints, 1) if not _report(item, outcomes.get(("checkpoint", n)))]
-            completions = [item for n, item in enumerate(completions, 1) if not _report(item, outcomes.get(("complete", n)))]
+            checkpoints = [
+                item for n, item in enumerate(checkpoints, 1) if not _report(item, outcomes.get(("checkpoint", n)))
+            ]
+            completions = [
+                item for n, item in enumerate(completions, 1) if not _report(item, outcomes.get(("complete", n)))
+            ]
         for item in checkpoints:
             if not item.waiter.done():
                 item.waiter.set_result(None)
@@ -141,7 +145,9 @@ class Writer:
         if len(checkpoints) + len(completions) == 1:
             item = (checkpoints or completions)[0]
             if not item.waiter.done():
-                item.waiter.set_exception(from_database(error) or DurableError(f"{item.subject()} cannot be stored: {error}"))
+                item.waiter.set_exception(
+                    from_database(error) or DurableError(f"{item.subject()} cannot be stored: {error}")
+                )
             return
         items: list[Checkpoint | Completion] = [*checkpoints, *completions]
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
