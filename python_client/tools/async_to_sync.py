@@ -42,7 +42,7 @@ def to_sync(source: str) -> str:
         source = re.sub(pattern, replacement, source, flags=re.MULTILINE)
     run = [sys.executable, "-m", "ruff"]
     options = ["--config", str(PACKAGE.parent.parent / "pyproject.toml"), "--stdin-filename", "generated.py", "-"]
-    source = subprocess.run([*run, "check", "--quiet", "--fix", "--select", "I,F401", *options],
+    source = subprocess.run([*run, "check", "--quiet", "--fix", "--select", "I,F401,SIM117", *options],
                             input=source, capture_output=True, text=True).stdout  # fmt: skip
     return subprocess.run(
         [*run, "format", "--quiet", *options], input=source, capture_output=True, text=True, check=True

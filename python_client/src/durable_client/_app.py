@@ -69,8 +69,8 @@ class Durable:
         """Declares a step: a function, plain or ``async``, whose outcome is checkpointed once for each call.
 
         ``name`` (default: the function's) identifies it in stored runs. ``timeout`` limits one attempt; a plain
-        function goes on in its thread, unheard. ``at_most_once`` records the start first, so that after a crash the step is
-        reported as interrupted (StepInterrupted) instead of being run again.
+        function goes on in its thread, unheard. ``at_most_once`` records the start first, so that after a crash the
+        step is reported as interrupted (StepInterrupted) instead of being run again.
         """
 
         def declare(body: Callable[P, R]) -> Step[P, R]:
@@ -103,8 +103,8 @@ class Durable:
         """Declares a workflow: a function, plain or ``async``, of a context and at most one input.
 
         ``name`` (default: the function's) identifies it in the database. The other options are defaults for
-        ``enqueue``: ``max_attempts`` counts attempts that end in an error, ``timeout`` runs from the first start, lower ``priority``
-        runs first. Raises InvalidArgument when the name is taken.
+        ``enqueue``: ``max_attempts`` counts attempts that end in an error, ``timeout`` runs from the first start,
+        lower ``priority`` runs first. Raises InvalidArgument when the name is taken.
         """
 
         def declare(body: Callable[P, R]) -> Workflow[P, R]:

@@ -131,9 +131,8 @@ class Client:
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
         if self._pool is None:
             # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-            with psycopg.Connection.connect(self._dsn, autocommit=True) as conn:
-                with translated():
-                    check_version((conn.execute(_calls.VERSION)).fetchone())
+            with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
+                check_version((conn.execute(_calls.VERSION)).fetchone())
             self._pool = ConnectionPool(
                 self._dsn, min_size=1, max_size=self._max_connections, open=False, kwargs={"autocommit": True}
             )
