@@ -60,9 +60,15 @@ class Installation:
         sources, place_of_bin = _find_installation(version)
         for source, place in sources:
             if not source.is_dir():
-                raise RuntimeError(f"Postgres {version} is missing: there is no {source}. Run `make test`, or see .ci/run")
+                raise RuntimeError(
+                    f"Postgres {version} is missing: there is no {source}. Run `make test`, or see .ci/run"
+                )
             shutil.copytree(
-                source, prefix / place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("bitcode", "*.a")
+                source,
+                prefix / place,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("bitcode", "*.a"),
             )
         self.bin = prefix / place_of_bin
         self._install_extension(prefix)
@@ -101,7 +107,12 @@ def _account() -> dict[str, Any]:
 def run(*command: str, **options: Any) -> str:
     """Runs a command and returns what it printed; the error, if it fails, carries all of it."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **({"env": _environment()} | options)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **({"env": _environment()} | options),
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
@@ -120,11 +131,15 @@ class Cluster:
         self.data = directory / "data"
         self.log = directory / "log"
         self.sockets = directory
+        self._databases: list[Database] = []
         directory.mkdir()
         account = _account()
         if account:
             shutil.chown(directory, account["user"], account["group"])
-        run(*self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"), **account)
+        run(
+            *self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"),
+            **account,
+        )
         settings = {
             "listen_addresses": "''",
             "unix_socket_directories": f"'{self.sockets}'",
@@ -135,6 +150,8 @@ class Cluster:
             "max_wal_size": "256MB",
             "min_wal_size": "64MB",
             "jit": "off",
+            # A test that waits for a lock for good is to fail with the statement that did.
+            "lock_timeout": "20s",
             "log_line_prefix": "'%m [%p] %d '",
         }
         if self.version == 15:
@@ -150,7 +167,12 @@ class Cluster:
         # A child of the tests, so that they can tell when it is gone.
         with self.log.open("a") as log:
             self._server = subprocess.Popen(
-                self._command("postgres"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), **_account()
+                self._command("postgres"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                **_account(),
             )
         deadline = time.monotonic() + 60
         while True:
@@ -159,7 +181,9 @@ class Cluster:
                 return
             except psycopg.OperationalError:
                 if self._server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"Postgres {self.version} does not start:\n{self.log.read_text()[-4000:]}") from None
+                    raise RuntimeError(
+                        f"Postgres {self.version} does not start:\n{self.log.read_text()[-4000:]}"
+                    ) from None
                 time.sleep(0.02)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -186,7 +210,9 @@ class Cluster:
     def dsn(self, database: str, user: str = "postgres") -> str:
         return f"host={self.sockets} port=5432 user={user} dbname={database}"
 
-    def connect(self, database: str = "postgres", *, user: str = "postgres", **options: Any) -> psycopg.Connection[TupleRow]:
+    def connect(
+        self, database: str = "postgres", *, user: str = "postgres", **options: Any
+    ) -> psycopg.Connection[TupleRow]:
         return psycopg.connect(self.dsn(database, user), **{"autocommit": True, **options})
 
     def create_database(self, *, template: str | None = None) -> Database:
@@ -196,7 +222,14 @@ class Cluster:
             if template is None:
                 self._ensure_template(conn)
             conn.execute(f'create database {name} template "{template or TEMPLATE}"'.encode())
-        return Database(self, name)
+        self._databases.append(Database(self, name))
+        return self._databases[-1]
+
+    def close(self) -> None:
+        """The end of a throwaway cluster: all that is in it may be lost."""
+        for database in self._databases:
+            database.disconnect()
+        self.stop(signal.SIGQUIT)
 
     def _ensure_template(self, conn: psycopg.Connection[TupleRow]) -> None:
         if conn.execute("select from pg_database where datname = %s", [TEMPLATE]).fetchone() is None:
@@ -223,9 +256,12 @@ class Database:
         self._connections.append(conn)
         return conn
 
-    def drop(self) -> None:
+    def disconnect(self) -> None:
         for conn in self._connections:
             conn.close()
+
+    def drop(self) -> None:
+        self.disconnect()
         with self.cluster.connect() as conn:
             conn.execute(f"drop database if exists {self.name} with (force)".encode())
 
@@ -258,11 +294,10 @@ class Clusters:
         try:
             yield cluster
         finally:
-            cluster.stop(signal.SIGQUIT)
+            cluster.close()
             shutil.rmtree(directory, ignore_errors=True)
 
     def close(self) -> None:
         for cluster in self._shared.values():
-            cluster.stop(signal.SIGQUIT)
+            cluster.close()
         shutil.rmtree(self._directory, ignore_errors=True)
-

@@ -9,7 +9,10 @@ from clusters import VERSIONS, Cluster, Clusters, Database
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--pg", default=",".join(map(str, VERSIONS)), metavar="15,16", help="the Postgres versions to test on; all by default"
+        "--pg",
+        default=",".join(map(str, VERSIONS)),
+        metavar="15,16",
+        help="the Postgres versions to test on; all by default",
     )
 
 
@@ -28,7 +31,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = {int(version) for version in config.getoption("--pg").split(",")}
     unwanted = []
     for item in items:
-        version = item.callspec.params.get("pg_version") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        version = (
+            item.callspec.params.get("pg_version")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
         if version is not None and version not in wanted:
             unwanted.append(item)
     if unwanted:

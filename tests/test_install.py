@@ -5,8 +5,11 @@ from clusters import Cluster, Database
 
 def test_create_extension_gives_the_version_of_the_control_file(db: Database) -> None:
     with db.connect() as conn:
-        row = conn.execute("select extversion, durable.version() from pg_extension where extname = 'durable'").fetchone()
-    assert row is not None and row[0] == row[1]
+        row = conn.execute(
+            "select extversion, durable.version() from pg_extension where extname = 'durable'"
+        ).fetchone()
+    assert row is not None
+    assert row[0] == row[1]
 
 
 def test_an_enqueued_workflow_outlives_a_killed_server(own_cluster: Cluster) -> None:
