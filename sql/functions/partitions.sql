@@ -15,7 +15,7 @@ begin
   -- Attaching locks the parent for nobody who reads or writes it; CREATE TABLE … PARTITION OF would lock all out.
   execute format(
     'create table durable.%I (like durable.%I including all) with (toast_tuple_target = 256, autovacuum_freeze_min_age = 0)',
-    v_name, parent);
+    v_name, parent || '_shape');
   execute format('alter table durable.%I attach partition durable.%I for values from (%L) to (%L)', parent, v_name,
     durable._first_id(day::timestamp at time zone 'UTC'), durable._first_id((day + 1)::timestamp at time zone 'UTC'));
   return true;
@@ -38,21 +38,22 @@ begin
 end
 $$;
 
--- Makes sure that rows of these workflows can be stored. In the usual case two look-ups in the catalogue's cache.
+-- Makes sure that rows of these workflows can be stored. In the usual case all are of one day, and it takes one look-up
+-- in the catalogue's cache. Ids that are not live are passed over: a made-up one must not make a partition.
 create function durable._ensure_partitions(workflow_ids uuid[])
 returns void language plpgsql as $$
 declare
-  v_days date[];
+  v_first text;
+  v_last text;
 begin
-  select array[(durable._id_time(min(id::text)::uuid) at time zone 'UTC')::date,
-               (durable._id_time(max(id::text)::uuid) at time zone 'UTC')::date]
-    into v_days from unnest(workflow_ids) as id;
-  if v_days[1] < v_days[2] then
-    perform durable._provision_partitions(day, day)
-    from (select distinct (durable._id_time(l.workflow_id) at time zone 'UTC')::date as day
-          from durable.live_workflows l where l.workflow_id = any(workflow_ids)) d;
-  elsif to_regclass(to_char(v_days[1], '"durable.checkpoints_"YYYYMMDD')) is null then
-    perform durable._provision_partitions(v_days[1], v_days[1]);
+  select to_char(durable._id_time(min(id::text)::uuid) at time zone 'UTC', 'YYYYMMDD'),
+      to_char(durable._id_time(max(id::text)::uuid) at time zone 'UTC', 'YYYYMMDD')
+    into v_first, v_last from unnest(workflow_ids) as id;
+  if v_first = v_last and to_regclass('durable.checkpoints_' || v_first) is not null then
+    return;
   end if;
+  perform durable._provision_partitions(d.day, d.day)
+  from (select distinct (durable._id_time(l.workflow_id) at time zone 'UTC')::date as day
+        from durable.live_workflows l where l.workflow_id = any(workflow_ids)) d;
 end
 $$;

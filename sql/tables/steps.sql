@@ -11,15 +11,20 @@ create table durable.checkpoints (
   step_name text not null,
   output jsonb,
   error jsonb,
-  -- First checkpoint wins: this constraint is what keeps a completed step from running again.
-  constraint checkpoints_pkey primary key (workflow_id, step_name),
   constraint checkpoints_is_outcome check (status in ('completed', 'error')),
   constraint checkpoints_error_iff_error check ((status = 'error') = (error is not null)),
   constraint checkpoints_output_if_completed check (output is null or status = 'completed'),
   constraint checkpoints_step_name_length check (char_length(step_name) between 1 and 500)
 ) partition by range (workflow_id);
+-- The shape of each partition; see durable.finished_workflows_shape.
+create table durable.checkpoints_shape (
+  like durable.checkpoints including all,
+  -- First checkpoint wins: this constraint is what keeps a completed step from running again.
+  constraint checkpoints_shape_pkey primary key (workflow_id, step_name)
+);
 -- "Which steps failed in the last month, newest first."
-create index checkpoints_error_idx on durable.checkpoints (completed_at) where status = 'error';
+create index checkpoints_shape_error_idx on durable.checkpoints_shape (completed_at) where status = 'error';
+comment on table durable.checkpoints_shape is 'Always empty: what a new partition of durable.checkpoints looks like.';
 
 comment on table durable.checkpoints is 'Outcomes of steps, one partition per day of creation of the workflow. Read it through durable.workflow_steps.';
 

@@ -106,13 +106,20 @@ create table durable.finished_workflows (
   input jsonb,
   output jsonb,
   error jsonb,
-  constraint finished_workflows_pkey primary key (workflow_id),
   constraint finished_workflows_is_final check (status in ('completed', 'failed', 'cancelled')),
   constraint finished_workflows_error_iff_not_completed check ((status = 'completed') = (error is null)),
   constraint finished_workflows_output_if_completed check (output is null or status = 'completed')
 ) partition by range (workflow_id);
+-- The shape of each partition. The indexes are here and not on the parent, where they would be made a second time when
+-- pg_dump's script attaches a partition that it has already given its own.
+create table durable.finished_workflows_shape (
+  like durable.finished_workflows including all,
+  constraint finished_workflows_shape_pkey primary key (workflow_id)
+);
 -- "What failed since noon" must not read what went well.
-create index finished_workflows_unhappy_idx on durable.finished_workflows (completed_at) where status <> 'completed';
+create index finished_workflows_shape_unhappy_idx on durable.finished_workflows_shape (completed_at)
+  where status <> 'completed';
+comment on table durable.finished_workflows_shape is 'Always empty: what a new partition of durable.finished_workflows looks like.';
 
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';
 comment on column durable.finished_workflows.lease is
