@@ -2,6 +2,7 @@
 select pg_catalog.pg_extension_config_dump('durable.ready_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.setting_overrides', '');
 select pg_catalog.pg_extension_config_dump('durable.queues', '');
+select pg_catalog.pg_extension_config_dump('durable.lanes', '');
 select pg_catalog.pg_extension_config_dump('durable.workers', '');
 select pg_catalog.pg_extension_config_dump('durable.workers_worker_id_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.live_workflows', '');

@@ -34,6 +34,8 @@ declare
   v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
   v_now timestamptz := clock_timestamp();
   v_left integer := max_workflows;
+  v_queue text;
+  v_lane record;
   v_queues integer := cardinality(claim.queues);
   -- Start anywhere in the list, so that a long queue does not starve the ones behind it.
   v_first integer := floor(random() * v_queues);
@@ -46,25 +48,33 @@ begin
     perform durable._check_queues(worker, claim.queues);
   end if;
   for i in 0 .. v_queues - 1 loop
-    exit when v_left = 0;
-    return query
-    with claimed as (
-      update durable.live_workflows l
-      set status = 'running', lease = l.ready_seq, ready_seq = null, worker_id = v_worker_id,
-        started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
-      where l.workflow_id = any(array(
-        select r.workflow_id from durable.live_workflows r
-        where r.queue = claim.queues[1 + (v_first + i) % v_queues] and r.ready_seq is not null
-          and (claim.workflows is null or r.name = any(claim.workflows))
-        order by r.priority, r.ready_seq
-        limit v_left for update skip locked))
-      returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline, l.priority
-    )
-    select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
-      case when c.replay then durable._steps(c.workflow_id) end, c.created_at, v_now, c.deadline
-    from claimed c order by c.priority, c.lease;
-    get diagnostics v_got = row_count;
-    v_left := v_left - v_got;
+    v_queue := claim.queues[1 + (v_first + i) % v_queues];
+    perform durable._advance_lanes(v_queue);
+    for v_lane in
+      select n.priority, coalesce(m.start_seq, 0) as start_seq
+      from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+      where n.queue = v_queue order by n.priority
+    loop
+      exit when v_left <= 0;
+      return query
+      with claimed as (
+        update durable.live_workflows l
+        set status = 'running', lease = l.ready_seq, ready_seq = null, worker_id = v_worker_id,
+          started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
+        where l.workflow_id = any(array(
+          select r.workflow_id from durable.live_workflows r
+          where r.queue = v_queue and r.priority = v_lane.priority and r.ready_seq > v_lane.start_seq
+            and (claim.workflows is null or r.name = any(claim.workflows))
+          order by r.ready_seq
+          limit v_left for update skip locked))
+        returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline
+      )
+      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
+        case when c.replay then durable._steps(c.workflow_id) end, c.created_at, v_now, c.deadline
+      from claimed c order by c.lease;
+      get diagnostics v_got = row_count;
+      v_left := v_left - v_got;
+    end loop;
   end loop;
   if v_left < max_workflows then
     delete from durable.idle_workers i where i.worker_id = v_worker_id;

@@ -106,8 +106,11 @@ declare
 begin
   perform durable._check_enqueue(workflow, queue, priority, run_at, max_attempts, timeout, tags);
   perform durable._check_inputs(workflow, inputs, keys);
-  if not exists (select from durable.queues q where q.queue = _enqueue.queue) then
+  if not exists (
+    select from durable.lanes n where n.queue = _enqueue.queue and n.priority = _enqueue.priority::smallint
+  ) then
     insert into durable.queues (queue) values (_enqueue.queue) on conflict do nothing;
+    insert into durable.lanes (queue, priority) values (_enqueue.queue, _enqueue.priority) on conflict do nothing;
   end if;
 
   v_ids := array(select durable._new_id() from generate_series(1, cardinality(inputs)));

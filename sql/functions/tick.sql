@@ -47,7 +47,7 @@ $$;
 
 create function durable.tick(max_workflows integer default 1000)
 returns jsonb language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_report jsonb := jsonb_build_object();
   v_part text;

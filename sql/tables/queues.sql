@@ -8,3 +8,39 @@ comment on table durable.queues is
   'One row for each queue. A queue that is not known is added, without limits, by the first enqueue that names it.';
 comment on column durable.queues.queue is 'The name, 1 to 200 characters.';
 comment on column durable.queues.created_at is 'When it was first used.';
+
+-- A lane is the line of one priority in one queue. Claims go through the lanes of a queue in order.
+create table durable.lanes (
+  queue text not null,
+  priority smallint not null,
+  constraint lanes_pkey primary key (queue, priority),
+  constraint lanes_queue_fkey foreign key (queue) references durable.queues (queue)
+);
+comment on table durable.lanes is 'Every priority that was used in a queue; added by the first enqueue that names it.';
+
+-- The claim cursor. Rows that left the line stay in its index until vacuum may remove them, which a long transaction
+-- anywhere prevents; a claim that began at the front each time would wade through all of them. So each lane has a place
+-- before which nothing is ready:
+--
+--   safe_seq   nothing is, nor ever will be, ready at or before it: every transaction that could still commit a place
+--              up to it is over.
+--   start_seq  where claims begin. Equal to safe_seq, except while a transaction that writes stays open: then it goes
+--              on alone after a second, and the sweep looks behind it for what commits late.
+--
+-- safe_seq may pass seen_seq when all transactions with an xid before seen_xid are over; that xid was assigned after
+-- seen_seq had been read, and whoever takes a place has an xid before. Unlogged: after a crash claims begin at the front.
+create unlogged table durable.lane_marks (
+  queue text not null,
+  priority smallint not null,
+  safe_seq bigint not null default 0,
+  start_seq bigint not null default 0,
+  seen_seq bigint not null,
+  seen_xid xid8 not null,
+  next_seq bigint not null,
+  next_at timestamptz not null,
+  advanced_at timestamptz not null,
+  sweep_at timestamptz not null,
+  constraint lane_marks_pkey primary key (queue, priority),
+  constraint lane_marks_order check (safe_seq <= start_seq)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+comment on table durable.lane_marks is 'How far the claims of each lane have come; see the comment in sql/tables/queues.sql.';

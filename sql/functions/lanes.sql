@@ -1,0 +1,100 @@
+-- Moving the claim cursor; the rules stand with durable.lane_marks.
+
+-- The first place in a lane after p_after and up to p_until that is ready; null when there is none.
+create function durable._first_ready(p_queue text, p_priority smallint, p_after bigint, p_until bigint)
+returns bigint language plpgsql stable as $$
+begin
+  return (
+    select l.ready_seq from durable.live_workflows l
+    where l.queue = p_queue and l.priority = p_priority and l.ready_seq > p_after and l.ready_seq <= p_until
+    order by l.ready_seq limit 1);
+end
+$$;
+
+-- Called by each claim. Does something at most every 100 ms, for one claimer at a time, and only when places were taken
+-- since the last time.
+create function durable._advance_lanes(p_queue text)
+returns void language plpgsql as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_seq bigint;
+  v_xid xid8;
+  v_lane record;
+begin
+  if not exists (
+      select from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+      where n.queue = p_queue and (m.queue is null or m.advanced_at < v_now - interval '100 milliseconds'))
+    -- An xid that was assigned before the place is read proves nothing.
+    or pg_current_xact_id_if_assigned() is not null
+    or not pg_try_advisory_xact_lock(hashtext('durable.lanes'), hashtext(p_queue)) then
+    return;
+  end if;
+  v_seq := coalesce(pg_sequence_last_value('durable.ready_seq'), 0);
+  for v_lane in
+    select n.priority, m.*
+    from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+    where n.queue = p_queue
+      and (m.queue is null or m.advanced_at < v_now - interval '100 milliseconds'
+           and (m.seen_seq + 1000 <= v_seq or m.safe_seq < m.seen_seq or m.safe_seq < m.start_seq or m.sweep_at <= v_now))
+  loop
+    v_xid := pg_current_xact_id();
+    perform durable._advance_lane(p_queue, v_lane.priority, v_seq, v_xid, v_now);
+  end loop;
+end
+$$;
+
+create function durable._advance_lane(p_queue text, p_priority smallint, p_seq bigint, p_xid xid8, p_now timestamptz)
+returns void language plpgsql as $$
+declare
+  v_mark durable.lane_marks;
+  v_new durable.lane_marks;
+  v_first bigint;
+begin
+  select * into v_mark from durable.lane_marks m where m.queue = p_queue and m.priority = p_priority;
+  -- Marks with an xid from the future came with a dump from another server.
+  if not found or v_mark.seen_xid > p_xid then
+    insert into durable.lane_marks (queue, priority, seen_seq, seen_xid, next_seq, next_at, advanced_at, sweep_at)
+    values (p_queue, p_priority, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute')
+    on conflict on constraint lane_marks_pkey do update
+      set safe_seq = 0, start_seq = 0, seen_seq = excluded.seen_seq, seen_xid = excluded.seen_xid,
+        next_seq = excluded.next_seq, next_at = excluded.next_at, advanced_at = excluded.advanced_at,
+        sweep_at = excluded.sweep_at;
+    return;
+  end if;
+  v_new := v_mark;
+  v_new.advanced_at := p_now;
+
+  -- A new statement has a new snapshot: whatever ended before it was taken is visible to the look-up in it.
+  if pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.seen_xid then
+    v_new.safe_seq := greatest(v_mark.safe_seq,
+      coalesce(durable._first_ready(p_queue, p_priority, v_mark.safe_seq, v_mark.seen_seq) - 1, v_mark.seen_seq));
+    v_new.start_seq := greatest(v_mark.start_seq, v_new.safe_seq);
+    v_new.seen_seq := p_seq;
+    v_new.seen_xid := p_xid;
+  end if;
+
+  if v_mark.next_at < p_now - interval '1 second' then
+    v_new.start_seq := greatest(v_new.start_seq,
+      coalesce(durable._first_ready(p_queue, p_priority, v_new.start_seq, v_mark.next_seq) - 1, v_mark.next_seq));
+    v_new.next_seq := p_seq;
+    v_new.next_at := p_now;
+  end if;
+
+  if v_mark.sweep_at <= p_now then
+    v_first := durable._first_ready(p_queue, p_priority, 0, v_new.start_seq);
+    v_new.start_seq := coalesce(v_first - 1, v_new.start_seq);
+    v_new.safe_seq := least(v_new.safe_seq, v_new.start_seq);
+    -- The sweep may take a twentieth of the time at the most.
+    v_new.sweep_at := clock_timestamp() + greatest(20 * (clock_timestamp() - p_now),
+      case when v_new.safe_seq < v_new.start_seq then interval '1 second' else interval '1 minute' end);
+  end if;
+
+  if v_new.safe_seq < v_new.start_seq then
+    v_new.sweep_at := least(v_new.sweep_at, greatest(v_mark.sweep_at, p_now + interval '1 second'));
+  end if;
+  update durable.lane_marks m
+  set safe_seq = v_new.safe_seq, start_seq = v_new.start_seq, seen_seq = v_new.seen_seq, seen_xid = v_new.seen_xid,
+    next_seq = v_new.next_seq, next_at = v_new.next_at, advanced_at = v_new.advanced_at, sweep_at = v_new.sweep_at
+  where m.queue = p_queue and m.priority = p_priority;
+end
+$$;
