@@ -80,12 +80,15 @@ begin
     (select min(l.deadline) from durable.live_workflows l where l.deadline is not null),
     (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
      where w.died_at is null));
-  return v_report || jsonb_build_object('next_in_ms', case when v_next is not null then
-    greatest(0, ceil(extract(epoch from v_next - clock_timestamp()) * 1000)::bigint) end);
+  return v_report || jsonb_build_object(
+    'next_in_ms', case when v_next is not null then
+      greatest(0, ceil(extract(epoch from v_next - clock_timestamp()) * 1000)::bigint) end,
+    'workers', (select count(*) from durable.workers w where w.died_at is null));
 end
 $$;
 comment on function durable.tick(integer) is
   'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead. Each '
-  'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error, and next_in_ms, '
-  'the milliseconds until something is due (null for nothing). Workers call it every second, one at a time; anyone may. '
+  'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error; next_in_ms, the '
+  'milliseconds until something is due (null for nothing); and workers, how many are alive. Workers call it about every '
+  'second, one at a time and the more of them, the less often each; anyone may. '
   'Errors: WF005 when max_workflows is not positive.';

@@ -75,7 +75,9 @@ def encode(value: Any, subject: str) -> str:
 
 def _decode_dataclass(cls: type) -> Decoder:
     hints = typing.get_type_hints(cls)
-    fields = {field.name: decoder(hints[field.name]) for field in dataclasses.fields(cls) if field.init}
+    fields: dict[str, Decoder | None] = {
+        field.name: decoder(hints[field.name]) for field in dataclasses.fields(cls) if field.init
+    }
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):

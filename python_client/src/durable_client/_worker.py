@@ -186,13 +186,16 @@ class Worker:
         return await self._link.execute(_calls.RECLAIM, (self.name, _calls.plain_array(known)))
 
     async def _tick_loop(self) -> None:
+        share = 1.0
         while not self._stopping:
             report = (await self._link.execute(_calls.TICK))[0][0]
             for part, done in report.items():
                 if isinstance(done, dict):
                     log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
+            # One tick serves all workers, so that the more there are, the less often each of them asks.
+            share = min(max(report.get("workers", share) / 2, 1.0), 5.0)
             due = report.get("next_in_ms")
-            wait = _TICK * random.uniform(0.9, 1.1)
+            wait = share * _TICK * random.uniform(0.9, 1.1)
             await asyncio.sleep(wait if due is None else max(0.02, min(wait, due / 1000 + 0.001)))
 
     # Running
