@@ -96,7 +96,8 @@ def _decode_sequence(make: Callable[[list[Any]], Any], item: Decoder | None) -> 
 
 
 def _decode_mapping(key: Any, item: Decoder | None) -> Decoder:
-    of_key = {int: int, float: float, bool: lambda text: text == "true"}.get(key) or decoder(key)
+    converters: dict[Any, Decoder] = {int: int, float: float, bool: lambda text: text == "true"}
+    of_key = converters.get(key) or decoder(key)
     return lambda value: {
         name if of_key is None else of_key(name): each if item is None else item(each) for name, each in value.items()
     }
