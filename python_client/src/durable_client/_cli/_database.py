@@ -1,0 +1,56 @@
+"""The connection that --dsn leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from .. import _calls
+from .._errors import DurableError, translated
+from .._schema import check_version
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+def _require_dsn(dsn: str | None) -> str:
+    if not dsn:
+        raise DurableError(
+            "no database was named",
+            hint="Pass --dsn, or set DURABLE_DSN, for example to postgresql://user:password@host:5432/database. "
+            "`durable dev` works without one.",
+        )
+    return dsn
+
+
+@contextmanager
+def connect(dsn: str | None) -> Iterator[Connection]:
+    """A connection in autocommit mode; times come back in UTC."""
+    try:
+        conn = psycopg.connect(_require_dsn(dsn), autocommit=True, application_name="durable")
+    except psycopg.ProgrammingError as error:
+        raise DurableError(
+            "the DSN is not valid",
+            detail=str(error),
+            hint="It looks like postgresql://user:password@host:5432/database or host=… dbname=… user=…",
+        ) from error
+    except psycopg.OperationalError as error:
+        raise DurableError(
+            "cannot connect to the database",
+            detail=str(error),
+            hint="Check --dsn or DURABLE_DSN, and that the server runs and accepts you.",
+        ) from error
+    with conn:
+        conn.execute("set timezone = 'UTC'")
+        yield conn
+
+
+@contextmanager
+def connect_to_schema(dsn: str | None) -> Iterator[Connection]:
+    """A connection to a database whose schema fits this client. Raises SchemaMismatch."""
+    with connect(dsn) as conn:
+        with translated():
+            check_version(conn.execute(_calls.VERSION).fetchone())
+        yield conn

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+from psycopg.rows import dict_row
+
+from .._errors import WorkflowNotFound
+from . import _values
+from ._database import Connection, connect_to_schema
+from ._options import dsn_option, output_option
+from ._output import PREVIEW, WORKFLOW_JSON, Column, duration, moment, one_line, preview, print_fields, print_table
+
+_STEP_JSON = """
+  'step_name', s.step_name, 'status', s.status, 'attempt', s.attempt, 'output', s.output, 'error', s.error,
+  'error_message', s.error_message, 'started_at', s.started_at, 'completed_at', s.completed_at,
+  'retry_at', s.retry_at, 'at_most_once', s.at_most_once"""
+_STEP_ORDER = "coalesce(s.completed_at, 'infinity'), s.started_at, s.step_name"
+
+_AS_JSON = f"""
+  select json_build_object({WORKFLOW_JSON}, 'input', w.input, 'output', w.output, 'error', w.error,
+    'steps', coalesce((select json_agg(json_build_object({_STEP_JSON}) order by {_STEP_ORDER})
+                       from durable.workflow_steps s where s.workflow_id = w.workflow_id), '[]'))::text
+  from durable.workflows w where w.workflow_id = %s""".encode()
+_WORKFLOW = f"""
+  select w.name, w.status::text, w.queue, coalesce(w.key, '') as key, w.priority, w.attempt, w.failures, w.max_attempts,
+    w.crashes, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline, coalesce(w.worker, '') as worker,
+    case when w.tags <> '{{}}' then left(w.tags::text, {PREVIEW + 1}) end as tags,
+    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error, now()
+  from durable.workflows w where w.workflow_id = %s""".encode()
+_STEPS = f"""
+  select s.step_name, s.status::text, s.attempt, s.started_at, s.completed_at - s.started_at as took, s.retry_at,
+    left(coalesce(s.error_message, s.output::text, ''), {PREVIEW}) as outcome
+  from durable.workflow_steps s where s.workflow_id = %s order by {_STEP_ORDER}""".encode()
+
+# The longest end of a traceback that a terminal is shown; -o json has all of it.
+_TRACE_LINES = 12
+
+_STEP_COLUMNS = [
+    Column("STEP", flexible=True),
+    Column("STATUS"),
+    Column("ATTEMPT", from_width=80, right=True),
+    Column("STARTED", from_width=100),
+    Column("TOOK", right=True),
+    Column("OUTCOME", flexible=True),
+]
+
+
+@click.command()
+@click.argument("workflow_id", callback=_values.workflow_id, metavar="ID")
+@dsn_option
+@output_option
+def show(workflow_id: str, dsn: str | None, output: str) -> None:
+    """Show one workflow with its steps.
+
+    JSON: an object with the fields of `durable list`, and input, output, error, and steps, an array of objects with
+    step_name, status, attempt, output, error, error_message, started_at, completed_at, retry_at, at_most_once.
+
+    \b
+    Examples:
+      durable show 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e
+      durable show 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e -o json | jq .steps
+    """
+    with connect_to_schema(dsn) as conn:
+        if output == "json":
+            document = conn.execute(_AS_JSON, [workflow_id]).fetchone()
+            if document is None:
+                raise _not_found(workflow_id)
+            click.echo(document[0])
+        else:
+            _print_workflow(conn, workflow_id)
+
+
+def _not_found(workflow_id: str) -> WorkflowNotFound:
+    return WorkflowNotFound(
+        f"workflow {workflow_id} not found",
+        hint="Check the id and the database, and whether retention removed it. `durable list` shows what there is.",
+    )
+
+
+def _print_workflow(conn: Connection, workflow_id: str) -> None:
+    cursor = conn.cursor(row_factory=dict_row)
+    row = cursor.execute(_WORKFLOW, [workflow_id]).fetchone()
+    if row is None:
+        raise _not_found(workflow_id)
+    now: datetime = row["now"]
+    ended = row["completed_at"]
+    fields = [
+        ("Workflow", workflow_id),
+        ("Name", row["name"]),
+        ("Status", row["status"]),
+        ("Queue", row["queue"]),
+        ("Priority", str(row["priority"] or "")),
+        ("Key", row["key"]),
+        ("Tags", preview(row["tags"])),
+        ("Attempt", f"{row['attempt']} ({row['failures']} of {row['max_attempts']} failed, {row['crashes']} crashed)"),
+        ("Worker", row["worker"]),
+        ("Created", moment(row["created_at"], now)),
+        ("Started", moment(row["started_at"], now)),
+        ("Due", moment(row["wake_at"], now)),
+        ("Deadline", "" if ended else moment(row["deadline"], now)),
+        ("Ended", moment(ended, now)),
+        ("Took", duration(ended - row["started_at"]) if ended and row["started_at"] else ""),
+        ("Input", preview(row["input"])),
+        ("Output", preview(row["output"])),
+        ("Error", _describe(row["error"])),
+    ]
+    print_fields((label, value) for label, value in fields if value)
+    click.echo()
+    steps = cursor.execute(_STEPS, [workflow_id]).fetchall()
+    if steps:
+        print_table(_STEP_COLUMNS, [_step_row(step, now) for step in steps])
+    else:
+        click.echo("It has no steps." if ended else "No step is stored yet.")
+
+
+def _step_row(step: dict[str, Any], now: datetime) -> list[str]:
+    started = "" if step["started_at"] is None else step["started_at"].astimezone().strftime("%H:%M:%S.%f")[:-3]
+    outcome = one_line(step["outcome"])
+    if step["retry_at"] is not None:
+        outcome = f"{outcome} (again {moment(step['retry_at'], now)})"
+    return [step["step_name"], step["status"], str(step["attempt"]), started, duration(step["took"]), outcome]
+
+
+def _describe(error: dict[str, Any] | None) -> str:
+    if error is None:
+        return ""
+    head = f"{error.get('type', 'Error')}: {error.get('message', '')}"
+    # The end of a traceback is what it is about.
+    lines = str(error.get("traceback") or "").strip().splitlines()
+    # Without the lines that only underline.
+    trace = [line for line in lines if line.strip(" ^~")]
+    return "\n".join([head, *trace[-_TRACE_LINES:]])
