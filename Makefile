@@ -26,6 +26,13 @@ test:
 	@tests/prepare
 	@.venv/bin/python -m pytest tests $(PYTEST)
 
+# Measures durable beside its peers, see benchmarks/README.md. Options: make bench BENCH="--systems durable"
+.PHONY: bench bench-quick
+bench bench-quick:
+	@test -x benchmarks/.venv/bin/python || python3 -m venv benchmarks/.venv
+	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@benchmarks/.venv/bin/python -m benchmarks run $(if $(filter bench-quick,$@),--quick) $(BENCH)
+
 # The example of examples/orders: needs Python and make, and nothing else. Options: make demo DEMO="--orders 1000"
 .PHONY: demo
 demo: .venv/.demo

@@ -1,0 +1,1 @@
+"""Benchmarks of durable against other systems that run durable workflows on Postgres."""

@@ -1,0 +1,101 @@
+"""The entry point: python -m benchmarks run | render | compare."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks import machine, report, systems
+from benchmarks.bench import Bench
+from benchmarks.cluster import Cluster, find_postgres
+from benchmarks.measurement import Mode, Run
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.workload import ORDER, charge
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="measure, print the table, and keep the results")
+    run.add_argument("--quick", action="store_true", help="fewer samples and no repeats: a look, not a figure to quote")
+    run.add_argument("--scenarios", type=_names, default=None, help=", ".join(s.name for s in SCENARIOS))
+    run.add_argument("--systems", type=_names, default=systems.NAMES, help=", ".join(systems.NAMES))
+    run.add_argument("--postgres-bin", type=Path, default=None, help="the directory of initdb and postgres")
+    run.add_argument("--output", type=Path, default=None, help="the file of the results, instead of one in results/")
+    run.set_defaults(command=_run)
+
+    render = commands.add_parser("render", help="print the table of a result file")
+    render.add_argument("file", type=Path)
+    render.set_defaults(command=_render)
+
+    compare = commands.add_parser("compare", help="print what changed; exit status 1 when durable became slower")
+    compare.add_argument("old", type=Path)
+    compare.add_argument("new", type=Path)
+    compare.add_argument("--noise", type=float, default=0.1, help="the share that is taken for noise (default 0.1)")
+    compare.set_defaults(command=_compare)
+
+    args = parser.parse_args()
+    args.command(args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    # The cluster is stopped on the way out, so a signal must take that way.
+    signal.signal(signal.SIGTERM, _leave)
+    scenarios = [s for s in SCENARIOS if args.scenarios is None or s.name in args.scenarios]
+    started_at, started = datetime.now(timezone.utc), time.monotonic()
+    mode: Mode = "quick" if args.quick else "full"
+    with Cluster(args.postgres_bin or find_postgres()) as cluster:
+        described = machine.describe(cluster.data_dir)
+        bench = Bench(cluster, args.systems, args.quick)
+        measurements = []
+        for scenario in scenarios:
+            bench.log(scenario.title)
+            for measurement in scenario.run(bench):
+                bench.log(f"  {measurement.system:8}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
+                measurements.append(measurement)
+        result = Run(
+            mode=mode,
+            started_at=started_at.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - started, 1),
+            machine=described,
+            versions={"postgres": cluster.server_version(), **machine.versions()},
+            postgres=cluster.settings(),
+            payload={"input": ORDER, "step output": charge(ORDER), "output": charge(ORDER)},
+            measurements=measurements,
+        )
+    path = args.output or RESULTS / f"{started_at:%Y%m%d-%H%M%S}-{mode}.json"
+    result.save(path)
+    table = report.render(result)
+    path.with_suffix(".md").write_text(table)
+    print(table)
+    print(f"Kept in {path}")
+
+
+def _render(args: argparse.Namespace) -> None:
+    print(report.render(Run.load(args.file)))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    table, worse = report.compare(Run.load(args.old), Run.load(args.new), args.noise)
+    print(table)
+    sys.exit(1 if worse else 0)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

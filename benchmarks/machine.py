@@ -1,0 +1,71 @@
+"""What the figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTIONS = ("durable-client", "absurd-sdk", "absurdctl", "dbos", "psycopg", "uvloop")
+
+
+def describe(data_dir: Path) -> dict[str, Any]:
+    return {
+        "cpu": _first(r"model name\s*: (.*)", Path("/proc/cpuinfo")) or platform.processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "os": _first(r'PRETTY_NAME="(.*)"', Path("/etc/os-release")) or platform.platform(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "filesystem": _filesystem(data_dir),
+        "fdatasync_us": round(_fdatasync_us(data_dir)),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found
+
+
+def _first(pattern: str, path: Path) -> str | None:
+    match = re.search(pattern, path.read_text()) if path.exists() else None
+    return match[1] if match else None
+
+
+def _filesystem(path: Path) -> str:
+    """The type of the filesystem that a path is on, from the longest mount point above it."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    above = [(len(point), kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
+    return max(above)[1]
+
+
+def _fdatasync_us(directory: Path) -> float:
+    """The mean time of writing 8 kB and flushing them: the floor below every commit."""
+    path = directory / "fdatasync-probe"
+    flushes = 200
+    with path.open("wb") as probe:
+        probe.write(bytes(8192))
+        os.fdatasync(probe.fileno())
+        started = time.perf_counter()
+        for _ in range(flushes):
+            os.pwrite(probe.fileno(), os.urandom(8192), 0)
+            os.fdatasync(probe.fileno())
+        elapsed = time.perf_counter() - started
+    path.unlink()
+    return elapsed / flushes * 1e6

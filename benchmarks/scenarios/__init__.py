@@ -1,0 +1,24 @@
+"""The scenarios, in the order in which they run and are shown."""
+
+from benchmarks.bench import Scenario
+from benchmarks.scenarios import (
+    crash_recovery,
+    enqueue,
+    idle_latency,
+    idle_load,
+    one_step,
+    plain_def,
+    sql_batches,
+    ten_steps,
+)
+
+SCENARIOS: tuple[Scenario, ...] = (
+    one_step.SCENARIO,
+    ten_steps.SCENARIO,
+    plain_def.SCENARIO,
+    sql_batches.SCENARIO,
+    enqueue.SCENARIO,
+    idle_latency.SCENARIO,
+    crash_recovery.SCENARIO,
+    idle_load.SCENARIO,
+)

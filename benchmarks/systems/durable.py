@@ -1,0 +1,119 @@
+"""durable itself, through its Python client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import durable_client
+import psycopg
+from durable_client import AsyncContext, Context, Durable
+from psycopg import Connection
+
+from benchmarks.processes import Profile
+from benchmarks.systems._protocol import Drain, Producer
+from benchmarks.workload import (
+    HOLD,
+    MARK,
+    ONE_STEP,
+    ONE_STEP_DEF,
+    ORDER,
+    QUEUE,
+    STEPS,
+    TEN_STEPS,
+    TEN_STEPS_DEF,
+    charge,
+)
+
+BACKLOG_BATCH = 1000
+
+
+class _Durable:
+    name = "durable"
+    throughput_settings: ClassVar[dict[str, Any]] = {"concurrency": 200}
+
+    def install(self, dsn: str) -> None:
+        with psycopg.connect(dsn) as conn:
+            durable_client.install(conn)
+
+    def enqueue_backlog(self, dsn: str, workflow: str, count: int) -> None:
+        app = Durable(dsn)
+        try:
+            for start in range(0, count, BACKLOG_BATCH):
+                app.enqueue_many(workflow, [ORDER] * min(BACKLOG_BATCH, count - start), queue=QUEUE)
+        finally:
+            app.close()
+
+    @contextmanager
+    def producer(self, dsn: str) -> Iterator[Producer]:
+        app = Durable(dsn)
+
+        def enqueue(workflow: str, value: dict[str, Any]) -> None:
+            app.enqueue(workflow, value, queue=QUEUE)
+
+        try:
+            yield enqueue
+        finally:
+            app.close()
+
+    def serve(self, dsn: str, profile: Profile, mark: Callable[[int], None]) -> None:
+        app = Durable(dsn)
+        _register(app, mark)
+        if profile == "throughput":
+            app.run_worker(queues=[QUEUE], concurrency=self.throughput_settings["concurrency"])
+        else:
+            app.run_worker(queues=[QUEUE])
+
+    def unfinished(self, conn: Connection[Any]) -> bool:
+        return bool(conn.execute("select exists(select from durable.live_workflows)").fetchall()[0][0])
+
+    def drained(self, conn: Connection[Any]) -> Drain:
+        sql = """
+          select count(*), count(output), (select count(*) from durable.checkpoints where output is not null),
+            extract(epoch from max(completed_at) - min(started_at))::float8
+          from durable.finished_workflows where status = 'completed'"""
+        return Drain(*conn.execute(sql).fetchall()[0])
+
+
+def _register(app: Durable, mark: Callable[[int], None]) -> None:
+    @app.step(name="charge")
+    async def step(order: dict[str, Any]) -> dict[str, Any]:
+        return charge(order)
+
+    @app.step(name="charge_def")
+    def step_def(order: dict[str, Any]) -> dict[str, Any]:
+        return charge(order)
+
+    @app.workflow(name=ONE_STEP, queue=QUEUE)
+    async def one_step(ctx: AsyncContext, order: dict[str, Any]) -> dict[str, Any]:
+        return await ctx.step(step, order)
+
+    @app.workflow(name=TEN_STEPS, queue=QUEUE)
+    async def ten_steps(ctx: AsyncContext, order: dict[str, Any]) -> dict[str, Any]:
+        for _ in range(STEPS[TEN_STEPS]):
+            result = await ctx.step(step, order)
+        return result
+
+    @app.workflow(name=ONE_STEP_DEF, queue=QUEUE)
+    def one_step_def(ctx: Context, order: dict[str, Any]) -> dict[str, Any]:
+        return ctx.step(step_def, order)
+
+    @app.workflow(name=TEN_STEPS_DEF, queue=QUEUE)
+    def ten_steps_def(ctx: Context, order: dict[str, Any]) -> dict[str, Any]:
+        for _ in range(STEPS[TEN_STEPS_DEF]):
+            result = ctx.step(step_def, order)
+        return result
+
+    @app.workflow(name=MARK, queue=QUEUE)
+    async def report(ctx: AsyncContext, value: dict[str, Any]) -> None:
+        mark(value["sample"])
+
+    @app.workflow(name=HOLD, queue=QUEUE)
+    async def hold(ctx: AsyncContext, value: dict[str, Any]) -> None:
+        mark(value["sample"])
+        await asyncio.sleep(3600)
+
+
+SYSTEM = _Durable()

@@ -1,0 +1,24 @@
+"""The work that every system does: the same names, the same payloads, the same step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUEUE = "orders"
+
+# Workflows, registered under these names by every system.
+ONE_STEP = "one_step"
+TEN_STEPS = "ten_steps"
+ONE_STEP_DEF = "one_step_def"  # the same with plain functions
+TEN_STEPS_DEF = "ten_steps_def"
+MARK = "mark"  # reports that its body began
+HOLD = "hold"  # reports that its body began, and then runs for as long as it is let
+
+STEPS = {ONE_STEP: 1, TEN_STEPS: 10, ONE_STEP_DEF: 1, TEN_STEPS_DEF: 10}
+
+ORDER: dict[str, Any] = {"order": 12345, "sku": "abc"}
+
+
+def charge(order: dict[str, Any]) -> dict[str, Any]:
+    """What a step returns, and with it the workflow. It does nothing, for the engine is measured."""
+    return {"payment": f"pay-{order['order']}", "cents": 1999}
