@@ -1,0 +1,246 @@
+"""The program that the worker processes of the tests run: ``python -m client.programs '{"concurrency": 5}'``.
+
+The environment has DURABLE_DSN, and JOURNAL, the file where the steps note what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import psycopg
+
+from client.journal import Journal
+from durable_client import AsyncContext, Context, Durable, Retry, StepInterrupted, current_step
+
+app = Durable()
+
+
+def journal() -> Journal:
+    return Journal(os.environ["JOURNAL"])
+
+
+# A chain of steps that can be held at any of them; its result is the sum of the squares.
+
+
+@app.step
+async def square(workflow: str, n: int) -> int:
+    journal().note("square", workflow, n, os.getpid())
+    await journal().pass_by_async(f"{workflow}-{n}")
+    return n * n
+
+
+@app.step(name="square")
+def square_plain(workflow: str, n: int) -> int:
+    journal().note("square", workflow, n, os.getpid())
+    journal().pass_by(f"{workflow}-{n}")
+    return n * n
+
+
+@app.workflow
+async def chain(ctx: AsyncContext, given: dict[str, Any]) -> int:
+    total = 0
+    for n in range(given["steps"]):
+        total += await ctx.step(square, given["name"], n)
+    await journal().pass_by_async(f"{given['name']}-end")
+    return total
+
+
+@app.workflow
+def plain_chain(ctx: Context, given: dict[str, Any]) -> int:
+    total = 0
+    for n in range(given["steps"]):
+        total += ctx.step(square_plain, given["name"], n)
+    journal().pass_by(f"{given['name']}-end")
+    return total
+
+
+# Steps that end in another order than they were started.
+
+
+@app.step
+async def late(n: int) -> int:
+    journal().note("late", n)
+    await journal().pass_by_async(f"late-{n}")
+    return n * 10
+
+
+@app.step
+def late_plain(n: int) -> int:
+    journal().note("late", n)
+    journal().pass_by(f"late-{n}")
+    return n * 10
+
+
+@app.workflow
+async def fan_out(ctx: AsyncContext, width: int) -> list[int]:
+    return await asyncio.gather(*(ctx.step(late, n) for n in range(width)))
+
+
+@app.workflow
+def plain_fan_out(ctx: Context, width: int) -> list[int]:
+    futures = [ctx.submit(late_plain, n) for n in range(width)]
+    return [future.result() for future in futures]
+
+
+# Retries.
+
+
+class Refused(Exception):
+    """What a service that is asked too early says."""
+
+
+@app.step(retry=Retry(max_attempts=4, initial="1500ms", backoff=1, max_delay="1500ms"))
+async def knock() -> int:
+    step = current_step()
+    journal().note("knock", step.attempt, time.time())
+    if step.attempt < 3:
+        raise Refused(f"attempt {step.attempt}")
+    return step.attempt
+
+
+@app.workflow
+async def knocking(ctx: AsyncContext) -> int:
+    return await ctx.step(knock)
+
+
+# At most once.
+
+
+@app.step(at_most_once=True)
+async def launch(name: str) -> str:
+    journal().note("launch", name, current_step().idempotency_key)
+    await journal().pass_by_async(f"launch-{name}")
+    return "launched"
+
+
+@app.step(name="launch", at_most_once=True)
+def launch_plain(name: str) -> str:
+    journal().note("launch", name, current_step().idempotency_key)
+    journal().pass_by(f"launch-{name}")
+    return "launched"
+
+
+@app.workflow
+async def launching(ctx: AsyncContext, name: str) -> str:
+    try:
+        return await ctx.step(launch, name)
+    except StepInterrupted as interrupted:
+        return f"{interrupted.step} was interrupted"
+
+
+@app.workflow
+def plain_launching(ctx: Context, name: str) -> str:
+    return ctx.step(launch_plain, name)
+
+
+# What must be the same in every replay.
+
+
+@app.workflow
+async def dice(ctx: AsyncContext) -> list[str]:
+    drawn = [str(await ctx.now()), str(ctx.uuid()), str(ctx.uuid()), str(ctx.random()), str(await ctx.now())]
+    journal().note("drawn", drawn)
+    await ctx.step(late, 0)
+    return [*drawn, str(ctx.random())]
+
+
+# Transactions. The table is made by the test.
+
+
+async def transfer(conn: psycopg.AsyncConnection[Any], name: str) -> str:
+    await conn.execute("insert into transfers (name) values (%s)", [name])
+    journal().note("transfer", name)
+    await journal().pass_by_async(f"transfer-{name}")
+    return name
+
+
+def transfer_plain(conn: psycopg.Connection[Any], name: str) -> str:
+    conn.execute("insert into transfers (name) values (%s)", [name])
+    journal().note("transfer", name)
+    journal().pass_by(f"transfer-{name}")
+    return name
+
+
+@app.workflow
+async def transferring(ctx: AsyncContext, names: list[str]) -> list[str]:
+    return [await ctx.transaction(transfer, name) for name in names]
+
+
+@app.workflow
+def plain_transferring(ctx: Context, names: list[str]) -> list[str]:
+    return [ctx.transaction(transfer_plain, name) for name in names]
+
+
+# Misbehaviour.
+
+
+@app.step
+def crash() -> None:
+    journal().note("crash")
+    os.kill(os.getpid(), 9)
+
+
+@app.workflow
+async def crashing(ctx: AsyncContext) -> None:
+    await ctx.step(crash)
+
+
+@app.step
+async def block(seconds: float) -> int:
+    journal().note("block")
+    time.sleep(seconds)  # noqa: ASYNC251 - it is what this step is for
+    return os.getpid()
+
+
+@app.workflow
+async def blocking(ctx: AsyncContext, seconds: float) -> int:
+    return await ctx.step(block, seconds)
+
+
+# Many small ones of every kind, for runs in which much is killed.
+
+
+@app.step
+async def add(a: int, b: int) -> int:
+    await asyncio.sleep(0.001)
+    return a + b
+
+
+@app.step(name="add")
+def add_plain(a: int, b: int) -> int:
+    return a + b
+
+
+async def book(conn: psycopg.AsyncConnection[Any], n: int) -> int:
+    await conn.execute("insert into bookings (n) values (%s)", [n])
+    return n
+
+
+def book_plain(conn: psycopg.Connection[Any], n: int) -> int:
+    conn.execute("insert into bookings (n) values (%s)", [n])
+    return n
+
+
+@app.workflow
+async def mixed(ctx: AsyncContext, n: int) -> int:
+    first = await ctx.step(add, n, 1)
+    booked = await ctx.transaction(book, n)
+    both = await asyncio.gather(ctx.step(add, first, booked), ctx.step(add_plain, first, 1))
+    return sum(both)
+
+
+@app.workflow
+def plain_mixed(ctx: Context, n: int) -> int:
+    first = ctx.step(add_plain, n, 1)
+    booked = ctx.transaction(book_plain, n)
+    both = [ctx.submit(add_plain, first, booked), ctx.submit(add_plain, first, 1)]
+    return sum(future.result() for future in both)
+
+
+if __name__ == "__main__":
+    app.run_worker(**json.loads(sys.argv[1]))

@@ -1,0 +1,160 @@
+"""The connection drops after the server has done what it was asked, and before the client hears of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from engine import rows, value
+
+from client.proxy import Proxy
+from client.workers import working
+from clusters import Database
+from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed, current_step
+
+
+@pytest.fixture
+def proxy(db: Database) -> Iterator[Proxy]:
+    # The path of a socket is short.
+    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
+        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture
+def lossy(db: Database, proxy: Proxy) -> Durable:
+    """An app whose worker goes through the proxy; ``app`` goes straight to the server."""
+    directory = Path(proxy._listener.getsockname()).parent
+    return Durable(db.dsn.replace(str(db.cluster.sockets), str(directory)))
+
+
+def declare(app: Durable, ran: list[Any]) -> dict[str, Any]:
+    @app.step
+    async def count(n: int) -> int:
+        ran.append(("step", n))
+        return n
+
+    async def book(conn: psycopg.AsyncConnection[Any], n: int) -> int:
+        ran.append(("transaction", n))
+        await conn.execute("insert into bookings values (%s)", [n])
+        return n
+
+    def book_plain(conn: psycopg.Connection[Any], n: int) -> int:
+        ran.append(("transaction", n))
+        conn.execute("insert into bookings values (%s)", [n])
+        return n
+
+    @app.step(retry=Retry(max_attempts=2, initial="1ms"))
+    async def flaky() -> int:
+        ran.append(("flaky", current_step().attempt))
+        if current_step().attempt == 1:
+            raise RuntimeError("once")
+        return 3
+
+    @app.step(at_most_once=True)
+    async def once() -> int:
+        ran.append("once")
+        return 4
+
+    @app.workflow
+    async def run(ctx: AsyncContext) -> int:
+        ran.append("body")
+        first = await ctx.step(count, 1)
+        second = await ctx.transaction(book, 2)
+        return first + second + await ctx.step(flaky) + await ctx.step(once)
+
+    @app.workflow
+    def plain_run(ctx: Context) -> int:
+        ran.append("body")
+        first = ctx.step(count, 1)
+        second = ctx.transaction(book_plain, 2)
+        return first + second + ctx.step(flaky) + ctx.step(once)
+
+    @app.workflow
+    async def fail(ctx: AsyncContext) -> None:
+        ran.append("body")
+        raise RuntimeError("on purpose")
+
+    return {"run": run, "plain_run": plain_run, "fail": fail}
+
+
+EVERYTHING = ["body", ("step", 1), ("transaction", 2), ("flaky", 1), ("flaky", 2), "once"]
+
+
+@pytest.mark.parametrize("name", ["run", "plain_run"])
+@pytest.mark.parametrize(
+    "statement", ["durable.claim(", "durable.flush(", "durable.fail_step(", "durable.start_step(", "durable.tick("]
+)
+def test_06_after_a_lost_answer_the_same_call_again_changes_nothing(
+    app: Durable, lossy: Durable, proxy: Proxy, db: Database, statement: str, name: str
+) -> None:
+    ran: list[Any] = []
+    conn = db.connect()
+    conn.execute("create table bookings (n int)")
+    workflow = declare(lossy, ran)[name]
+    # The first flush is the first checkpoint; the last one has the completion.
+    proxy.lose(*[statement] * (5 if statement == "durable.flush(" else 1))
+    handle = app.enqueue(name)
+    with working(lossy):
+        assert handle.result(timeout=30) == 10
+    assert workflow.name == name
+    assert proxy.lost
+    assert ran == EVERYTHING
+    assert rows(conn, "select * from bookings") == [(2,)]
+    assert value(conn, "select count(*) from durable.workflow_steps") == 4
+    assert value(conn, "select attempt + crashes + failures from durable.workflows") == 1
+
+
+def test_06_after_a_lost_answer_to_a_failure_the_workflow_is_failed_once(
+    app: Durable, lossy: Durable, proxy: Proxy, db: Database
+) -> None:
+    ran: list[Any] = []
+    declare(lossy, ran)
+    proxy.lose("durable.fail_many(")
+    handle = app.enqueue("fail", max_attempts=2)
+    with working(lossy):
+        with pytest.raises(WorkflowFailed, match="on purpose"):
+            handle.result(timeout=30)
+    assert proxy.lost == ["durable.fail_many("]
+    assert ran == ["body", "body"]
+    assert value(db.connect(), "select failures from durable.workflows") == 2
+
+
+@pytest.mark.parametrize("name", ["run", "plain_run"])
+@pytest.mark.parametrize("statement", ["COMMIT", "durable.checkpoint_many(", "durable.begin_step("])
+def test_11_a_transaction_whose_commit_was_not_answered_is_not_run_again(
+    app: Durable, lossy: Durable, proxy: Proxy, db: Database, statement: str, name: str
+) -> None:
+    ran: list[Any] = []
+    conn = db.connect()
+    conn.execute("create table bookings (n int)")
+    declare(lossy, ran)
+    proxy.lose(statement)
+    handle = app.enqueue(name)
+    with working(lossy):
+        assert handle.result(timeout=30) == 10
+    assert proxy.lost == [statement]
+    assert rows(conn, "select * from bookings") == [(2,)]
+    # Before the commit all that it did is undone, so that it runs again.
+    assert ran.count(("transaction", 2)) == (2 if statement == "durable.checkpoint_many(" else 1)
+
+
+def test_06_answers_lost_at_random_change_no_result(
+    app: Durable, lossy: Durable, proxy: Proxy, db: Database
+) -> None:
+    ran: list[Any] = []
+    conn = db.connect()
+    conn.execute("create table bookings (n int)")
+    declare(lossy, ran)
+    handles = [app.enqueue(name) for _ in range(40) for name in ("run", "plain_run")]
+    proxy.lose(*["durable.claim(", "durable.flush(", "COMMIT", "durable.fail_step(", "durable.start_step("] * 8)
+    with working(lossy, concurrency=5):
+        assert [handle.result(timeout=60) for handle in handles] == [10] * 80
+    assert len(proxy.lost) == 40
+    assert sorted(map(str, ran)) == sorted(map(str, EVERYTHING * 80))
+    assert value(conn, "select count(*) from bookings") == 80

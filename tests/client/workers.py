@@ -1,0 +1,115 @@
+"""Workers: real processes that can be killed, and one in a thread of the test for what needs no killing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from durable_client import Durable, Worker
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+class Process:
+    """One worker process that runs ``client.programs``."""
+
+    def __init__(self, dsn: str, journal: Path, log: Path, options: dict[str, Any]) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "client.programs", json.dumps(options)],
+                cwd=TESTS,
+                env=os.environ | {"DURABLE_DSN": dsn, "JOURNAL": str(journal)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.pid = self._process.pid
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(30)
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self._process.wait(60)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+class Processes:
+    """The worker processes of one test."""
+
+    def __init__(self, dsn: str, directory: Path) -> None:
+        self._dsn = dsn
+        self._directory = directory
+        self._started: list[Process] = []
+
+    def start(self, *, dsn: str | None = None, **options: Any) -> Process:
+        """Starts a worker; the options are those of ``Durable.run_worker``."""
+        log = self._directory / f"worker-{len(self._started)}.log"
+        process = Process(dsn or self._dsn, self._directory / "journal", log, options)
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.running():
+                process.kill()
+
+
+@contextlib.contextmanager
+def working(app: Durable, **options: Any) -> Iterator[Worker]:
+    """Runs a worker in a thread; at the end it has drained. Raises what ``Worker.run`` raised."""
+    worker = Worker(app, **options)
+    started = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+    errors: list[BaseException] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        task = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(0)
+        started.set()
+        await task
+
+    def work() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:  # also what ends a process must be seen by the test
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="worker")
+    thread.start()
+    started.wait(10)
+    try:
+        yield worker
+    finally:
+        with contextlib.suppress(RuntimeError):
+            loops[0].call_soon_threadsafe(worker.stop)
+        thread.join(60)
+        if errors:
+            raise errors[0]
+    assert not thread.is_alive(), "the worker did not stop"
