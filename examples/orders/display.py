@@ -32,7 +32,7 @@ class Display:
     def show(self, done: int, in_flight: int, kills: int) -> None:
         now = time.monotonic()
         rate = done / (now - self._started)
-        text = f"{done:,}/{self._orders:,} done, {in_flight} in flight, {kills} workers killed, {rate:.0f}/s"
+        text = f"{done:,}/{self._orders:,} done, {in_flight} in flight, {kills} kills, {rate:.0f}/s"
         self._progress.update(self._task, completed=done, description=text)
         if self._progress.disable and (now > self._last_line + _LINE_EVERY or done == self._orders):
             print(text, flush=True)

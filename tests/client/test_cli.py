@@ -562,7 +562,9 @@ def test_worker_refuses_what_it_cannot_understand(cli: Cli, arguments: list[str]
 def test_a_signal_to_processes_that_still_start_ends_them_all(start_worker: Any) -> None:
     worker = start_worker("--processes", "3")
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    give_up = time.monotonic() + PATIENCE
     while len(pids := children.read_text().split()) < 3:
+        assert time.monotonic() < give_up
         time.sleep(0.005)
     worker.send(signal.SIGINT)
     assert worker.wait() == 0

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from types import FrameType
 
 import click
 
@@ -49,7 +50,7 @@ class Signals:
     """SIGTERM, SIGINT and SIGCHLD as something to wait for, instead of something that happens at any line."""
 
     def __init__(self) -> None:
-        self._received: list[int] = []
+        self._received = 0
         self._wake_up, sender = socket.socketpair()
         for end in (self._wake_up, sender):
             end.setblocking(False)
@@ -58,7 +59,7 @@ class Signals:
     def __enter__(self) -> Signals:
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, frame: self._received.append(received))
+            signal.signal(number, self._count)
         # Ignored by default, and then the descriptor hears nothing of it.
         signal.signal(signal.SIGCHLD, lambda received, frame: None)
         return self
@@ -70,13 +71,16 @@ class Signals:
         self._wake_up.close()
         self._sender.close()
 
-    def wait(self, timeout: float | None) -> list[int]:
-        """What was received of SIGTERM and SIGINT; empty when a child ended or the time is over."""
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+
+    def wait(self, timeout: float | None) -> int:
+        """How many of SIGTERM and SIGINT were received; 0 when a child ended or the time is over."""
         select.select([self._wake_up], [], [], timeout)
         with contextlib.suppress(BlockingIOError):
             while self._wake_up.recv(4096):
                 pass
-        received, self._received = self._received, []
+        received, self._received = self._received, 0
         return received
 
 
@@ -113,11 +117,11 @@ class Supervisor:
                     self._fill()
                 elif not any(place.process for place in self._places):
                     return 1 if self._failed else 0
-                for number in signals.wait(self._time_to_next_start()):
+                for _ in range(signals.wait(self._time_to_next_start())):
                     self._stopping = True
                     for place in self._places:
                         if place.process is not None:
-                            place.process.send_signal(number)
+                            place.process.terminate()
 
     def _time_to_next_start(self) -> float | None:
         starts = [place.start_at for place in self._places if place.process is None]
@@ -139,7 +143,7 @@ class Supervisor:
             pid, place.process = place.process.pid, None
             if self._stopping:
                 # One that was still starting had no handler yet, and nothing to drain.
-                self._failed = self._failed or status not in (0, -signal.SIGTERM, -signal.SIGINT)
+                self._failed = self._failed or status not in (0, -signal.SIGTERM)
                 continue
             place.short_lives = place.short_lives + 1 if time.monotonic() - place.started < _SHORT_LIFE else 0
             pause = 0.0 if place.short_lives < 2 else min(_LONGEST_PAUSE, 0.5 * 2.0 ** (place.short_lives - 2))
