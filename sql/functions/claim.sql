@@ -51,7 +51,9 @@ begin
     v_queue := claim.queues[1 + (v_first + i) % v_queues];
     perform durable._advance_lanes(v_queue);
     for v_lane in
-      select n.priority, coalesce(m.start_seq, 0) as start_seq
+      -- A short stretch that may still get rows is cheaper to read than to sweep.
+      select n.priority,
+        coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
       from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
       where n.queue = v_queue order by n.priority
     loop

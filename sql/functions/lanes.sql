@@ -66,9 +66,10 @@ begin
 
   -- A new statement has a new snapshot: whatever ended before it was taken is visible to the look-up in it.
   if pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.seen_xid then
-    v_new.safe_seq := greatest(v_mark.safe_seq,
-      coalesce(durable._first_ready(p_queue, p_priority, v_mark.safe_seq, v_mark.seen_seq) - 1, v_mark.seen_seq));
-    v_new.start_seq := greatest(v_mark.start_seq, v_new.safe_seq);
+    v_first := durable._first_ready(p_queue, p_priority, v_mark.safe_seq, v_mark.seen_seq);
+    v_new.safe_seq := coalesce(v_first - 1, v_mark.seen_seq);
+    -- What committed late behind the start brings it back.
+    v_new.start_seq := case when v_first is null then greatest(v_mark.start_seq, v_mark.seen_seq) else v_first - 1 end;
     v_new.seen_seq := p_seq;
     v_new.seen_xid := p_xid;
   end if;
@@ -87,10 +88,8 @@ begin
     -- The sweep may take a twentieth of the time at the most.
     v_new.sweep_at := clock_timestamp() + greatest(20 * (clock_timestamp() - p_now),
       case when v_new.safe_seq < v_new.start_seq then interval '1 second' else interval '1 minute' end);
-  end if;
-
-  if v_new.safe_seq < v_new.start_seq then
-    v_new.sweep_at := least(v_new.sweep_at, greatest(v_mark.sweep_at, p_now + interval '1 second'));
+  elsif v_mark.safe_seq = v_mark.start_seq and v_new.safe_seq < v_new.start_seq then
+    v_new.sweep_at := least(v_mark.sweep_at, p_now + interval '1 second');
   end if;
   update durable.lane_marks m
   set safe_seq = v_new.safe_seq, start_seq = v_new.start_seq, seen_seq = v_new.seen_seq, seen_xid = v_new.seen_xid,
