@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from durable_client import Durable
 
 from client import programs
 from client.journal import Journal
 from client.workers import Processes
 from clusters import Database
-from durable_client import Durable
 
 
 @pytest.fixture

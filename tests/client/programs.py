@@ -13,9 +13,9 @@ import time
 from typing import Any
 
 import psycopg
+from durable_client import AsyncContext, Context, Durable, Retry, StepInterrupted, current_step
 
 from client.journal import Journal
-from durable_client import AsyncContext, Context, Durable, Retry, StepInterrupted, current_step
 
 app = Durable()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from engine import call, steps, value, workflow
+from durable_client import RecoveryLimitExceeded
 
 from client import programs
 from client.journal import Journal
 from client.programs import app
 from client.workers import Processes
 from clusters import Database
-from durable_client import RecoveryLimitExceeded
+from engine import call, steps, value, workflow
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -92,9 +92,7 @@ def test_05_a_stale_owner_changes_nothing(db: Database, processes: Processes, jo
         for program in (programs.chain, programs.plain_chain):
             handles[f"{name}, {program.name}"] = place
             journal.hold(f"{name}, {program.name}-{place}")
-    started = {
-        name: app.enqueue(name.split(", ")[1], {"name": name, "steps": 2}) for name in handles
-    }
+    started = {name: app.enqueue(name.split(", ")[1], {"name": name, "steps": 2}) for name in handles}
     stale = processes.start()
     for name in handles:
         journal.wait("square", name, 1)
@@ -121,9 +119,7 @@ def test_05_a_stale_owner_changes_nothing(db: Database, processes: Processes, jo
         assert journal.count("square", name, 0) == 1
 
 
-def test_10_a_transaction_of_a_frozen_worker_commits_once(
-    db: Database, processes: Processes, journal: Journal
-) -> None:
+def test_10_a_transaction_of_a_frozen_worker_commits_once(db: Database, processes: Processes, journal: Journal) -> None:
     conn = db.connect()
     call(conn, "configure", "lease", "2 seconds")
     conn.execute("create table transfers (name text)")
@@ -153,7 +149,9 @@ def test_10_kill_9_in_a_transaction_leaves_neither_rows_nor_checkpoint(
     conn = db.connect()
     conn.execute("create table transfers (name text)")
     journal.hold("transfer-b")
-    handles = [app.enqueue(program, ["a", "b", "c"]) for program in (programs.transferring, programs.plain_transferring)]
+    handles = [
+        app.enqueue(program, ["a", "b", "c"]) for program in (programs.transferring, programs.plain_transferring)
+    ]
     worker = processes.start()
     journal.wait("transfer", "b", times=2)
     worker.kill()
@@ -281,9 +279,7 @@ def test_now_uuid_and_random_are_the_same_in_every_replay(processes: Processes, 
     assert len(set(drawn)) == 6
 
 
-def test_code_that_blocks_the_event_loop_keeps_its_lease(
-    db: Database, processes: Processes, journal: Journal
-) -> None:
+def test_code_that_blocks_the_event_loop_keeps_its_lease(db: Database, processes: Processes, journal: Journal) -> None:
     call(db.connect(), "configure", "lease", "1 second")
     handle = app.enqueue(programs.blocking, 3)
     first = processes.start()

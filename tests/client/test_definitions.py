@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import durable_client
 import psycopg
 import pytest
-from engine import value
-
-import durable_client
-from client.workers import working
-from clusters import Cluster, Database
 from durable_client import (
     AsyncContext,
     Context,
@@ -23,6 +19,10 @@ from durable_client import (
     Worker,
     WorkflowNotFound,
 )
+
+from client.workers import working
+from clusters import Cluster, Database
+from engine import value
 
 one_version = pytest.mark.pg(18)
 
@@ -144,7 +144,9 @@ def test_a_database_without_the_schema_is_reported_with_the_remedy(bare: str) ->
 
 
 @one_version
-@pytest.mark.parametrize(("installed", "older"), [("0.0.9", "schema"), ("0.2.0", "durable-client"), ("1.0.0", "durable-client")])
+@pytest.mark.parametrize(
+    ("installed", "older"), [("0.0.9", "schema"), ("0.2.0", "durable-client"), ("1.0.0", "durable-client")]
+)
 def test_a_schema_of_another_version_is_refused_and_the_older_side_named(
     app: Durable, db: Database, installed: str, older: str
 ) -> None:
@@ -189,7 +191,9 @@ def test_roles_with_the_granted_rights_can_enqueue_and_work(db: Database) -> Non
 
 @one_version
 def test_a_role_without_rights_is_told_which_one_is_missing(db: Database) -> None:
-    db.connect().execute("do $$ begin create role nobody_special login; exception when duplicate_object then null; end $$")
+    db.connect().execute(
+        "do $$ begin create role nobody_special login; exception when duplicate_object then null; end $$"
+    )
     app = Durable(db.cluster.dsn(db.name, "nobody_special"))
 
     @app.workflow

@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from engine import rows, value
+from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed, current_step
 
 from client.proxy import Proxy
 from client.workers import working
 from clusters import Database
-from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed, current_step
+from engine import rows, value
 
 
 @pytest.fixture
@@ -117,9 +117,8 @@ def test_06_after_a_lost_answer_to_a_failure_the_workflow_is_failed_once(
     declare(lossy, ran)
     proxy.lose("durable.fail_many(")
     handle = app.enqueue("fail", max_attempts=2)
-    with working(lossy):
-        with pytest.raises(WorkflowFailed, match="on purpose"):
-            handle.result(timeout=30)
+    with working(lossy), pytest.raises(WorkflowFailed, match="on purpose"):
+        handle.result(timeout=30)
     assert proxy.lost == ["durable.fail_many("]
     assert ran == ["body", "body"]
     assert value(db.connect(), "select failures from durable.workflows") == 2
@@ -144,9 +143,7 @@ def test_11_a_transaction_whose_commit_was_not_answered_is_not_run_again(
     assert ran.count(("transaction", 2)) == (2 if statement == "durable.checkpoint_many(" else 1)
 
 
-def test_06_answers_lost_at_random_change_no_result(
-    app: Durable, lossy: Durable, proxy: Proxy, db: Database
-) -> None:
+def test_06_answers_lost_at_random_change_no_result(app: Durable, lossy: Durable, proxy: Proxy, db: Database) -> None:
     ran: list[Any] = []
     conn = db.connect()
     conn.execute("create table bookings (n int)")

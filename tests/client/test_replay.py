@@ -9,22 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from engine import call
+from durable_client import AsyncContext, Context, Durable, Retry, current_step
 
 from client import programs
 from client.journal import Journal
-from client.workers import Processes, working
-from clusters import Database
-from durable_client import AsyncContext, Context, Durable, current_step
-
-
-class OnceMore(Exception):
-    """Ends the first attempt, so that the second one is a replay."""
-
-
-@pytest.fixture(autouse=True)
-def _no_wait_between_attempts(db: Database) -> None:
-    call(db.connect(), "configure", "retry_initial", "1 millisecond")
+from client.workers import OnceMore, Processes, replayed, working
 
 
 @pytest.mark.pg(15, 18)
@@ -62,7 +51,7 @@ def test_19_steps_with_names_of_their_own_in_threads_of_the_workflow(app: Durabl
         ran.append(n)
         return n * 10
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     def run(ctx: Context) -> list[int]:
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda n: ctx.step(compute.options(name=f"compute-{n}"), n), range(6)))
@@ -71,7 +60,7 @@ def test_19_steps_with_names_of_their_own_in_threads_of_the_workflow(app: Durabl
         return found
 
     with working(app):
-        assert app.enqueue(run).result(timeout=30) == [n * 10 for n in range(6)]
+        assert replayed(app.enqueue(run)) == [n * 10 for n in range(6)]
     assert sorted(ran) == list(range(6))
 
 
@@ -83,7 +72,7 @@ def test_20_each_turn_of_a_loop_is_a_checkpoint_of_its_own(app: Durable) -> None
         ran.append(n)
         return n * 10
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> list[int]:
         found = [await ctx.step(compute, n) for n in range(4)]
         if ctx.attempt == 1:
@@ -92,7 +81,7 @@ def test_20_each_turn_of_a_loop_is_a_checkpoint_of_its_own(app: Durable) -> None
 
     with working(app):
         handle = app.enqueue(run)
-        assert handle.result(timeout=30) == [0, 10, 20, 30, 40]
+        assert replayed(handle) == [0, 10, 20, 30, 40]
     assert ran == [0, 1, 2, 3, 4]
     assert [step.name for step in handle.steps()] == ["compute", *(f"compute#{n}" for n in range(2, 6))]
 
@@ -105,7 +94,7 @@ def test_20_each_turn_of_a_loop_is_a_checkpoint_of_its_own(app: Durable) -> None
         pytest.param(1e16, id="one large float"),
         pytest.param((1, (2, 3)), id="tuples"),
         pytest.param({1: "a", True: "b"}, id="keys that are not text"),
-        pytest.param("\u2028 \U0001f600 \\ \" \\u0000 \x7f", id="text"),
+        pytest.param('\u2028 \U0001f600 \\ " \\u0000 \x7f', id="text"),
     ],
 )
 @pytest.mark.pg(15, 18)
@@ -123,7 +112,7 @@ def test_a_step_without_annotation_gives_the_same_value_and_types_in_a_replay(ap
     async def make_in_transaction(conn):  # type: ignore[no-untyped-def]
         return output
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> None:
         made = [await ctx.step(make), await ctx.step(make_plain), await ctx.transaction(make_in_transaction)]
         # repr shows the order of keys, and whether a number is an int.
@@ -132,7 +121,7 @@ def test_a_step_without_annotation_gives_the_same_value_and_types_in_a_replay(ap
             raise OnceMore
 
     with working(app):
-        app.enqueue(run).result(timeout=30)
+        replayed(app.enqueue(run))
     assert seen[0] == seen[1]
 
 
@@ -148,7 +137,7 @@ def test_a_loop_over_the_keys_of_a_step_output_replays_in_the_same_order(app: Du
         ran.append(fruit)
         return fruit
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> dict[str, str]:
         ordered = {}
         for fruit in await ctx.step(stock):
@@ -158,7 +147,7 @@ def test_a_loop_over_the_keys_of_a_step_output_replays_in_the_same_order(app: Du
         return ordered
 
     with working(app):
-        ordered = app.enqueue(run).result(timeout=30)
+        ordered = replayed(app.enqueue(run))
     assert ordered == {"pears": "pears", "fig": "fig", "apples": "apples"}
     assert sorted(ran) == ["apples", "fig", "pears"]
 
@@ -169,7 +158,7 @@ def test_a_step_called_by_a_step_does_not_shift_the_names_of_others(app: Durable
     async def double(n: int) -> int:
         return n * 2
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> list[int]:
         async def outer() -> int:
             return await ctx.step(double, 1)
@@ -183,7 +172,7 @@ def test_a_step_called_by_a_step_does_not_shift_the_names_of_others(app: Durable
     def double_plain(n: int) -> int:
         return n * 2
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     def plain_run(ctx: Context) -> list[int]:
         def outer() -> int:
             return ctx.step(double_plain, 1)
@@ -194,19 +183,19 @@ def test_a_step_called_by_a_step_does_not_shift_the_names_of_others(app: Durable
         return [*found, ctx.step(double_plain, 5)]
 
     with working(app):
-        assert app.enqueue(plain_run if plain else run).result(timeout=30) == [2, 10]
+        assert replayed(app.enqueue(plain_run if plain else run)) == [2, 10]
 
 
 def test_the_idempotency_key_is_the_same_in_every_attempt_and_different_for_every_step(app: Durable) -> None:
     keys: list[str] = []
 
-    @app.step
+    @app.step(retry=Retry(max_attempts=2, initial="1ms"))
     async def charge() -> None:
         keys.append(current_step().idempotency_key)
         if len(keys) == 2:
-            raise asyncio.CancelledError
+            raise OnceMore
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> None:
         await ctx.step(charge)
         await ctx.step(charge)
@@ -233,7 +222,7 @@ def test_a_workflow_of_5000_steps_replays_without_running_one_again(app: Durable
         ran += 1
         return n
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext) -> int:
         total = 0
         for start in range(0, 5000, 500):
@@ -243,7 +232,7 @@ def test_a_workflow_of_5000_steps_replays_without_running_one_again(app: Durable
         return total
 
     with working(app):
-        assert app.enqueue(run).result(timeout=60) == sum(range(5000))
+        assert replayed(app.enqueue(run)) == sum(range(5000))
     assert ran == 5000
 
 
@@ -255,7 +244,7 @@ def test_a_payload_of_100_mb_goes_through_input_step_and_output(app: Durable) ->
     async def enlarge(text: str) -> str:
         return text + "!"
 
-    @app.workflow(max_attempts=2)
+    @app.workflow
     async def run(ctx: AsyncContext, text: str) -> str:
         enlarged = await ctx.step(enlarge, text)
         if ctx.attempt == 1:
@@ -263,7 +252,7 @@ def test_a_payload_of_100_mb_goes_through_input_step_and_output(app: Durable) ->
         return enlarged
 
     with working(app):
-        assert app.enqueue(run, "x" * size).result(timeout=150) == "x" * size + "!"
+        assert replayed(app.enqueue(run, "x" * size)) == "x" * size + "!"
 
 
 def test_a_worker_with_one_slot_runs_everything(app: Durable) -> None:

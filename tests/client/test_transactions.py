@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from engine import call, rows, value
+from durable_client import AsyncContext, Context, Durable, KeyConflict, Retry, WorkflowFailed
 from psycopg.rows import dict_row
 
 from client.workers import working
 from clusters import Database
-from durable_client import AsyncContext, Context, Durable, KeyConflict, Retry, WorkflowFailed
+from engine import call, rows, value
 
 
 def test_10_rows_and_checkpoint_commit_together_or_not_at_all(app: Durable, db: Database) -> None:

@@ -12,11 +12,9 @@ from uuid import UUID
 
 import pydantic
 import pytest
-from engine import call
-
-from client.workers import working
-from clusters import Database
 from durable_client import AsyncContext, Durable, InvalidArgument, WorkflowFailed
+
+from client.workers import OnceMore, replayed, working
 
 pytestmark = pytest.mark.pg(18)
 
@@ -138,13 +136,12 @@ CASES: dict[str, tuple[Any, Any]] = {
 
 def typed(function: Callable[..., Any], annotation: Any, *parameters: str) -> Any:
     """The function with this annotation for the parameters and for what it returns."""
-    function.__annotations__ = {name: annotation for name in (*parameters, "return")}
+    function.__annotations__ = dict.fromkeys((*parameters, "return"), annotation)
     return function
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_come_back_as_annotated(app: Durable, db: Database, case: str) -> None:
-    call(db.connect(), "configure", "retry_initial", "1 millisecond")
+def test_values_come_back_as_annotated(app: Durable, case: str) -> None:
     annotation, given = CASES[case]
     seen: list[Any] = []
 
@@ -164,12 +161,12 @@ def test_values_come_back_as_annotated(app: Durable, db: Database, case: str) ->
         booked = await ctx.transaction(transaction, made)
         seen.extend([made, booked])
         if ctx.attempt == 1:
-            raise RuntimeError("once more")
+            raise OnceMore
         return booked
 
-    workflow = app.workflow(max_attempts=2)(typed(run, annotation, "value"))
+    workflow = app.workflow(typed(run, annotation, "value"))
     with working(app):
-        seen.append(app.enqueue(workflow, given).result(timeout=30))
+        seen.append(replayed(app.enqueue(workflow, given)))
     for value in seen:
         assert (type(value), repr(value).replace("-0.0", "0.0")) == (type(given), repr(given).replace("-0.0", "0.0"))
 

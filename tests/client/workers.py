@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from durable_client import Durable, Worker
+import pytest
+from durable_client import Durable, Handle, Worker, WorkflowFailed
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -78,6 +79,18 @@ class Processes:
         for process in self._started:
             if process.running():
                 process.kill()
+
+
+def replayed(handle: Handle[Any]) -> Any:
+    """The result of a workflow whose first attempt fails on purpose, after a second one that replays it."""
+    with pytest.raises(WorkflowFailed, match="OnceMore"):
+        handle.result(timeout=60)
+    assert handle.retry()
+    return handle.result(timeout=60)
+
+
+class OnceMore(Exception):
+    """Ends the first attempt, so that the next one is a replay."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,252 @@
+"""Which workflows a worker takes, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from durable_client import AsyncContext, Context, Durable, InvalidArgument, WorkflowFailed
+
+from client.workers import working
+from clusters import Database
+from engine import call, rows, value
+
+
+def declare(app: Durable, ran: list[Any]) -> Any:
+    @app.workflow
+    async def run(ctx: AsyncContext, n: int) -> int:
+        ran.append(n)
+        return n
+
+    return run
+
+
+def test_14_by_priority_then_in_order(app: Durable) -> None:
+    ran: list[int] = []
+    run = declare(app, ran)
+    handles = [app.enqueue(run, n, priority=priority) for n, priority in enumerate([5, 0, -1, 5, 0, -1])]
+    with working(app, concurrency=1):
+        for handle in handles:
+            handle.result(timeout=30)
+    assert ran == [2, 5, 1, 4, 0, 3]
+
+
+def test_15_a_delayed_workflow_does_not_start_early(app: Durable, db: Database) -> None:
+    ran: list[int] = []
+    run = declare(app, ran)
+    with working(app):
+        now = value(db.connect(), "select clock_timestamp()")
+        due = now + timedelta(milliseconds=700)
+        handle = app.enqueue(run, 1, run_at=due)
+        early = app.enqueue(run, 2, run_at=now - timedelta(days=1))
+        assert early.result(timeout=30) == 2
+        assert handle.result(timeout=30) == 1
+    assert (
+        value(db.connect(), "select started_at from durable.workflows where workflow_id = %s", handle.workflow_id)
+        >= due
+    )
+    with pytest.raises(InvalidArgument, match="time zone"):
+        app.enqueue(run, 1, run_at=datetime(2030, 1, 1))
+    far = app.enqueue(run, 3, run_at=datetime.now(timezone.utc) + timedelta(days=1))
+    assert far.status() == "pending"
+
+
+def test_21_a_worker_does_not_claim_what_it_has_no_code_for(app: Durable, db: Database) -> None:
+    ran: list[int] = []
+    run = declare(app, ran)
+    other = Durable(db.dsn)
+
+    @other.workflow
+    def unknown(ctx: Context, n: int) -> int:
+        return n * 2
+
+    handles = app.enqueue_many("unknown", range(5))
+    known = app.enqueue_many(run, range(5))
+    with working(app):
+        assert [handle.result(timeout=30) for handle in known] == list(range(5))
+        assert [handle.status() for handle in handles] == ["pending"] * 5
+        with working(other):
+            assert [handle.result(timeout=30) for handle in handles] == [0, 2, 4, 6, 8]
+    assert value(db.connect(), "select sum(failures + crashes) from durable.workflows") == 0
+
+
+def test_a_worker_takes_from_its_queues_only(app: Durable) -> None:
+    @app.workflow(queue="reports")
+    async def report(ctx: AsyncContext) -> str:
+        return ctx.queue
+
+    with working(app, queues=["default", "urgent"]):
+        stays = app.enqueue(report)
+        assert app.enqueue(report, queue="urgent").result(timeout=30) == "urgent"
+        assert stays.status() == "pending"
+    with working(app) as worker:
+        assert worker.queues == ("reports",)
+        assert stays.result(timeout=30) == "reports"
+
+
+def test_16_workers_never_run_the_same_workflow(app: Durable, db: Database) -> None:
+    ran: list[int] = []
+    run = declare(app, ran)
+    handles = app.enqueue_many(run, range(500))
+    with working(app, concurrency=7), working(app, concurrency=7), working(app, concurrency=7):
+        assert [handle.result(timeout=60) for handle in handles] == list(range(500))
+    assert sorted(ran) == list(range(500))
+
+
+def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> None:
+    run = declare(app, [])
+    with working(app):
+        waits = []
+        for n in range(5):
+            # Until the worker has said that it is idle.
+            for _ in range(2000):
+                if value(db.connect(), "select count(*) from durable.idle_workers"):
+                    break
+                time.sleep(0.01)
+            began = time.monotonic()
+            assert app.enqueue(run, n).result(timeout=30) == n
+            waits.append(time.monotonic() - began)
+    # It polls every two to four seconds.
+    assert sorted(waits)[2] < 1.5
+
+
+def test_the_defaults_of_a_workflow_are_those_of_its_declaration(app: Durable, db: Database) -> None:
+    @app.workflow(queue="orders", max_attempts=7, timeout="1h", priority=3)
+    async def run(ctx: AsyncContext) -> None: ...
+
+    conn = db.connect()
+    app.enqueue(run)
+    app.enqueue(run, queue="q", max_attempts=2, timeout="5s", priority=0, tags={"tenant": "acme"})
+    assert rows(
+        conn, "select queue, max_attempts, timeout, priority, tags from durable.workflows order by queue desc"
+    ) == [
+        ("q", 2, timedelta(seconds=5), 0, {"tenant": "acme"}),
+        ("orders", 7, timedelta(hours=1), 3, {}),
+    ]
+
+
+def test_01_the_same_key_is_one_workflow_for_all_who_enqueue(app: Durable) -> None:
+    ran: list[int] = []
+    run = declare(app, ran)
+
+    async def enqueue() -> list[str]:
+        handles = await asyncio.gather(*(app.aio.enqueue(run, 1, key="k") for _ in range(20)))
+        many = await app.aio.enqueue_many(run, [1, 2, 3], keys=["k", None, "k"])
+        await app.aio.close()
+        return [handle.workflow_id for handle in (*handles, many[0], many[2])]
+
+    with working(app):
+        ids = asyncio.run(enqueue())
+        assert len(set(ids)) == 1
+        assert app.handle(ids[0]).result(timeout=30) == 1
+        assert app.enqueue(run, 5, key="k").workflow_id == ids[0]
+    assert sorted(ran) == [1, 2]
+
+
+def test_a_workflow_without_its_input_runs_with_the_default_of_the_function(app: Durable) -> None:
+    @app.workflow
+    async def run(ctx: AsyncContext, n: int = 5) -> int:
+        return n
+
+    with working(app):
+        assert app.enqueue(run).result(timeout=30) == 5
+
+
+def test_no_input_is_given_to_a_workflow_that_takes_none(app: Durable) -> None:
+    @app.workflow
+    async def run(ctx: AsyncContext) -> int:
+        return 1
+
+    with pytest.raises(InvalidArgument, match="'run' takes no input"):
+        app.enqueue(run, {"a": 1})
+    with pytest.raises(InvalidArgument, match="'run' takes no input"):
+        app.enqueue_many(run, [None, 1])
+    assert app.enqueue_many(run, []) == []
+
+
+def test_handles_ask_and_steer(app: Durable) -> None:
+    fail = [True]
+
+    @app.step
+    async def pay(cents: int) -> int:
+        if fail.pop():
+            raise RuntimeError("no cover")
+        return cents
+
+    @app.workflow
+    async def run(ctx: AsyncContext) -> int:
+        await ctx.step(pay.options(name="check"), 1)
+        return await ctx.step(pay, 2)
+
+    fail[:] = [False, True, False]
+    handle = app.enqueue(run)
+    assert (handle.status(), handle.steps(), handle.retry()) == ("pending", [], False)
+    with pytest.raises(TimeoutError, match="pending"):
+        handle.result(timeout=0.01)
+    with working(app):
+        with pytest.raises(WorkflowFailed):
+            handle.result(timeout=30)
+        check, paid = handle.steps()
+        assert (check.name, check.status, check.output, check.error, check.attempt) == (
+            "check",
+            "completed",
+            1,
+            None,
+            1,
+        )
+        assert (paid.name, paid.status, paid.output) == ("pay", "error", None)
+        assert paid.error is not None
+        assert paid.error["message"] == "no cover"
+        assert check.started_at is not None
+        assert check.completed_at is not None
+        assert check.started_at <= check.completed_at
+        assert handle.retry()
+        assert handle.result(timeout=30) == 2
+        assert [step.status for step in handle.steps()] == ["completed", "completed"]
+        assert (handle.cancel(), handle.retry(), handle.status()) == (False, False, "completed")
+    assert handle.workflow_id in repr(handle)
+
+
+def test_async_handles_ask_and_steer(app: Durable) -> None:
+    @app.step
+    async def pay(cents: int) -> int:
+        return cents
+
+    @app.workflow
+    async def run(ctx: AsyncContext, cents: int) -> int:
+        return await ctx.step(pay, cents)
+
+    async def ask() -> None:
+        pending = await app.aio.enqueue(run, 1, queue="elsewhere")
+        assert await pending.cancel("no need")
+        with pytest.raises(Exception, match="no need"):
+            await pending.result()
+        assert await pending.retry()
+        assert await pending.status() == "pending"
+        with pytest.raises(TimeoutError):
+            await pending.result(timeout=0.01)
+        handles = await app.aio.enqueue_many(run, [1, 2])
+        assert await asyncio.gather(*(handle.result(timeout=30) for handle in handles)) == [1, 2]
+        assert [step.output for step in await handles[1].steps()] == [2]
+        assert await app.aio.handle(handles[0].workflow_id, run).result() == 1
+        await app.aio.close()
+
+    with working(app):
+        asyncio.run(ask())
+
+
+@pytest.mark.pg(18)
+def test_threads_share_an_app(app: Durable, db: Database) -> None:
+    run = declare(app, [])
+    call(db.connect(), "configure", "lease", "5 seconds")
+    with working(app):
+
+        async def enqueue() -> list[int]:
+            return await asyncio.gather(
+                *(asyncio.to_thread(lambda n=n: app.enqueue(run, n).result(timeout=30)) for n in range(30))
+            )
+
+        assert asyncio.run(enqueue()) == list(range(30))

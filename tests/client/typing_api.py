@@ -1,0 +1,98 @@
+"""How the public API types; read by mypy, never run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from durable_client import AsyncContext, AsyncHandle, Context, Durable, Handle, Retry, StepRecord
+from typing_extensions import assert_type
+
+app = Durable()
+
+
+@dataclass
+class Order:
+    id: int
+
+
+@app.step
+def pack(order: Order, fragile: bool = False) -> str:
+    return f"{order.id} {fragile}"
+
+
+@app.step(name="send", retry=Retry(max_attempts=3, initial="1s", non_retryable=(ValueError,)), timeout="30s")
+async def ship(parcel: str) -> int:
+    return len(parcel)
+
+
+@app.step(at_most_once=True)
+def launch() -> None: ...
+
+
+def book(conn: psycopg.Connection[Any], parcel: str) -> int:
+    return len(parcel)
+
+
+async def book_async(conn: psycopg.AsyncConnection[Any], parcel: str) -> int:
+    return len(parcel)
+
+
+@app.workflow(queue="orders", max_attempts=3, timeout="1 day", priority=-1)
+def fulfil(ctx: Context, order: Order) -> int:
+    parcel = ctx.step(pack, order, fragile=True)
+    assert_type(parcel, str)
+    assert_type(ctx.step(ship, parcel), int)
+    assert_type(ctx.transaction(book, parcel), int)
+    assert_type(ctx.transaction(book_async, parcel), int)
+    assert_type(ctx.submit(ship, parcel), concurrent.futures.Future[Any])
+    assert_type(ctx.now(), datetime)
+    assert_type(ctx.uuid(), UUID)
+    assert_type(ctx.random(), float)
+    assert_type(ctx.attempt, int)
+    ctx.step(pack)  # type: ignore[call-overload]
+    ctx.step(pack, 5)  # type: ignore[call-overload]
+    ctx.transaction(book)  # type: ignore[call-overload]
+    return ctx.step(ship.options(timeout=5), parcel)
+
+
+@app.workflow
+async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
+    parcel = await ctx.step(pack, order)
+    assert_type(parcel, str)
+    assert_type(ctx.step(ship, parcel), Awaitable[int])
+    assert_type(await ctx.transaction(book, parcel), int)
+    assert_type(await ctx.transaction(book_async, parcel), int)
+    assert_type(ctx.submit(ship, parcel), asyncio.Future[Any])
+    assert_type(await ctx.now(), datetime)
+    assert_type(ctx.uuid(), UUID)
+    await ctx.step(pack, "parcel")  # type: ignore[call-overload]
+    return await ctx.step(ship, parcel)
+
+
+def ask() -> None:
+    handle = app.enqueue(fulfil, Order(1), key="order-1", tags={"tenant": "acme"})
+    assert_type(handle, Handle[int])
+    assert_type(handle.result(timeout="30s"), int)
+    assert_type(handle.status(), str)
+    assert_type(handle.steps(), list[StepRecord])
+    assert_type(handle.cancel("no need"), bool)
+    assert_type(app.enqueue_many(fulfil, [Order(1)]), list[Handle[int]])
+    assert_type(app.handle(handle.workflow_id, fulfil), Handle[int])
+    assert_type(pack(Order(1)), str)
+
+
+async def ask_async() -> None:
+    # The workflow is a coroutine function; its result is not a coroutine.
+    handle = await app.aio.enqueue(fulfil, Order(1))
+    assert_type(handle, AsyncHandle[int])
+    assert_type(await handle.result(), int)
+    assert_type(app.enqueue(fulfil_async, Order(1)).result(), int)
+    assert_type((await app.aio.enqueue(fulfil_async, Order(1))), AsyncHandle[int])
+    assert_type(await (await app.aio.enqueue(fulfil_async, Order(1))).result(), int)
