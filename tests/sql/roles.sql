@@ -1,0 +1,90 @@
+-- The roles matrix: each public function, and who may call it. c client, w worker, o observer, a admin.
+\set ECHO none
+\set QUIET 1
+\pset format unaligned
+\pset tuples_only true
+begin;
+select no_plan();
+
+create role durable_t_client;
+create role durable_t_worker;
+create role durable_t_observer;
+create role durable_t_admin;
+create role durable_t_nobody;
+select durable.grant_client('durable_t_client');
+select durable.grant_worker('durable_t_worker');
+select durable.grant_observer('durable_t_observer');
+select durable.grant_admin('durable_t_admin');
+
+create temp table matrix (name text primary key, audience text not null);
+insert into matrix values
+  ('attach', 'w'), ('begin_step', 'w'), ('cancel', 'ca'), ('checkpoint', 'w'), ('checkpoint_many', 'w'), ('claim', 'w'),
+  ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'), ('fail', 'w'),
+  ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''), ('grant_observer', ''),
+  ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'), ('reclaim', 'w'),
+  ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
+  ('step_result', 'wo'), ('tick', 'wa'), ('version', 'cwoa');
+
+create temp table audience (letter text, role name);
+insert into audience values
+  ('c', 'durable_t_client'), ('w', 'durable_t_worker'), ('o', 'durable_t_observer'), ('a', 'durable_t_admin'),
+  ('n', 'durable_t_nobody');
+
+select set_eq(
+  $$ select distinct proname::text from pg_proc where pronamespace = 'durable'::regnamespace and proname !~ '^_' $$,
+  $$ select name from matrix $$,
+  'the matrix names every public function');
+
+select is(
+  has_function_privilege(a.role, p.oid, 'execute') and has_schema_privilege(a.role, 'durable', 'usage'),
+  position(a.letter in m.audience) > 0,
+  format('%s %s call %s', a.role, case when position(a.letter in m.audience) > 0 then 'may' else 'may not' end, p.proname))
+from pg_proc p join matrix m on m.name = p.proname cross join audience a
+where p.pronamespace = 'durable'::regnamespace
+order by p.proname, a.role;
+
+select is_empty(
+  $$ select a.role, p.oid::regprocedure from audience a, pg_proc p
+     where p.pronamespace = 'durable'::regnamespace and p.proname ~ '^_' and has_function_privilege(a.role, p.oid, 'execute') $$,
+  'nobody may call a private function');
+
+select set_eq(
+  $$ select a.role::text, c.relname::text from audience a, pg_class c
+     where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
+  $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'), ('durable_t_observer', 'queues'),
+       ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings') $$,
+  'observers read the views, admins the settings, and nobody else anything');
+select is_empty(
+  $$ select a.role, c.oid::regclass, p from audience a, pg_class c, unnest(array['insert', 'update', 'delete', 'truncate']) p
+     where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, p) $$,
+  'nobody writes a table');
+select is_empty(
+  $$ select a.role, c.oid::regclass from audience a, pg_class c
+     where c.relnamespace = 'durable'::regnamespace and c.relkind = 'S' and has_sequence_privilege(a.role, c.oid, 'usage, select, update') $$,
+  'nobody reads or moves a sequence');
+
+-- And the rights are enough for a whole life, each call in the name of its role.
+create temp table life (workflow_id uuid, lease bigint);
+grant all on life to public;
+set local role durable_t_client;
+select lives_ok($$ insert into life (workflow_id) select durable.enqueue('w', key => 'k') $$, 'a client enqueues');
+select throws_ok($$ select durable.claim('w') $$, '42501', null, 'a client does not claim');
+select throws_ok($$ select * from durable.workflows $$, '42501', null, 'a client does not read what others enqueued');
+set local role durable_t_worker;
+select lives_ok($$ update life l set lease = c.lease from durable.claim('w') c $$, 'a worker claims');
+select lives_ok($$ select durable.attach('w') $$, 'a worker attaches');
+select lives_ok($$ select durable.checkpoint(workflow_id, lease, 's', '1') from life $$, 'a worker checkpoints');
+select lives_ok($$ select durable.complete(workflow_id, lease, '1') from life $$, 'a worker completes');
+select lives_ok($$ select durable.tick() $$, 'a worker ticks');
+select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'a worker does not enqueue');
+select throws_ok($$ select durable.grant_admin('durable_t_worker') $$, '42501', null, 'a worker does not make itself an admin');
+set local role durable_t_observer;
+select results_eq($$ select status::text, output from durable.workflows $$, $$ values ('completed', '1'::jsonb) $$, 'an observer reads');
+select throws_ok($$ update durable.workers set name = 'x' $$, '42501', null, 'an observer writes nothing');
+set local role durable_t_admin;
+select lives_ok($$ select durable.configure('lease', '1 minute') $$, 'an admin changes a setting');
+select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'an admin does not enqueue');
+reset role;
+
+select finish();
+rollback;

@@ -1,0 +1,191 @@
+"""Plans stay what they are meant to be, whatever the size of the tables and the statistics on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clusters import Database
+from engine import Connection, call, claim, enqueue, rows, value
+
+TABLES = ("live_workflows", "open_steps", "workflow_keys")
+
+
+def fill(conn: Connection, size: int) -> None:
+    """A database in the middle of its work: workflows in line, held, waiting, keyed and finished."""
+    conn.execute(
+        """select durable.enqueue_many('w', array_fill('{}'::jsonb, array[%(n)s]), keys => array(
+             select 'fill ' || n from generate_series(1, %(n)s) n))""",
+        {"n": size},
+    )
+    conn.execute("select durable.enqueue_many('w', array_fill('{}'::jsonb, array[%s]), run_at => '2200-01-01')", [size])
+    conn.execute(
+        "create temp table held as select workflow_id, lease from durable.claim('filler', max_workflows => %s)",
+        [size // 2],
+    )
+    conn.execute(
+        """select durable.checkpoint_many(array_agg(workflow_id), array_agg(lease), array_agg('s' || n), array_agg('{}'::jsonb))
+           from held, generate_series(1, 3) n having count(*) > 0"""
+    )
+    conn.execute(
+        """select durable.complete_many(array_agg(workflow_id), array_agg(lease), array_agg('{}'::jsonb))
+           from (select * from held limit %s) h having count(*) > 0""",
+        [size // 4],
+    )
+    conn.execute("drop table held")
+
+
+def work(conn: Connection, turn: str) -> None:
+    """Each hot call once or twice, with few rows of its own."""
+    queue = f"queue {turn}"
+    ids = [enqueue(conn, queue=queue, key=f"{turn} {n}", max_attempts=3) for n in range(6)]
+    leases = {c.workflow_id: c.lease for c in claim(conn, "hot", 10, [queue])}
+    held = [leases[i] for i in ids]
+    call(conn, "checkpoint", ids[0], held[0], "s", {})
+    call(conn, "checkpoint_many", ids, held, ["t"] * 6, [{}] * 6)
+    call(conn, "begin_step", ids[0], held[0], "u")
+    call(conn, "start_step", ids[0], held[0], "v")
+    call(conn, "fail_step", ids[0], held[0], "x", {"message": "no"}, 1, 3)
+    call(conn, "heartbeat", "hot", ids, held)
+    call(conn, "complete", ids[0], held[0], {})
+    call(conn, "complete_many", ids[1:3], held[1:3], [{}, {}])
+    call(conn, "flush", [ids[3]], [held[3]], ["z"], [{}], [1], [1], [ids[3]], [held[3]], [{}])
+    call(conn, "fail", ids[4], held[4], {"message": "no"}, "1 hour")
+    call(conn, "release_many", [ids[5]], [held[5]])
+    call(conn, "cancel", ids[5])
+    call(conn, "status", ids[4])
+    call(conn, "result", ids[0])
+    call(conn, "history", ids[0])
+    call(conn, "tick")
+
+
+def reads(conn: Connection) -> dict[str, Any]:
+    """What was read so far: whole tables, and entries of indexes."""
+    conn.execute("select pg_stat_force_next_flush()")
+    conn.execute("select pg_stat_clear_snapshot()")
+    return {
+        row.relname: row
+        for row in rows(
+            conn,
+            """select t.relname, t.seq_tup_read,
+                 coalesce((select sum(i.idx_tup_read) from pg_stat_user_indexes i where i.relid = t.relid), 0)::bigint as idx_tup_read
+               from pg_stat_user_tables t where t.schemaname = 'durable'""",
+        )
+    }
+
+
+@pytest.mark.parametrize("analyzed_when", ["never", "empty", "filled"])
+@pytest.mark.parametrize("size", [0, 100, 20_000], ids=["empty", "small", "large"])
+def test_hot_calls_read_only_their_own_rows(db: Database, size: int, analyzed_when: str) -> None:
+    if size == 0 and analyzed_when == "filled":
+        analyzed_when = "empty"
+    conn = db.connect()
+    if analyzed_when == "never":
+        for table in TABLES:
+            conn.execute(f"alter table durable.{table} set (autovacuum_enabled = off)".encode())
+    if analyzed_when == "empty":
+        conn.execute("vacuum analyze")
+    fill(conn, size)
+    if analyzed_when == "filled":
+        conn.execute("vacuum analyze")
+    work(conn, "first, which fills the caches of plans")
+    before = reads(conn)
+    work(conn, "second")
+    after = reads(conn)
+    for table, now in after.items():
+        then = before[table]
+        # Only tables that stay small, however much runs, may be read as a whole.
+        if table.startswith((*TABLES, "finished_workflows", "checkpoints")):
+            assert now.seq_tup_read - then.seq_tup_read <= 100, f"{table} was read as a whole"
+        assert now.idx_tup_read - then.idx_tup_read <= 1000, f"an index of {table} was read as a whole"
+
+
+def plan(conn: Connection, query: str) -> list[dict[str, Any]]:
+    """The nodes of the plan of a query."""
+    found: list[dict[str, Any]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        found.append(node)
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(value(conn, f"explain (format json) {query}")[0]["Plan"])
+    return found
+
+
+FAILED_STEPS = """SELECT workflow_id, step_name, error_message, completed_at FROM workflow_steps WHERE status = 'error' AND
+completed_at >= now() - interval '1 month' ORDER BY completed_at DESC;"""
+
+
+def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Database) -> None:
+    conn = db.connect()
+    fill(conn, 4000)
+    bad = enqueue(conn, queue="bad")
+    (claimed,) = claim(conn, "w", 1, ["bad"])
+    call(conn, "fail_step", bad, claimed.lease, "first", {"message": "no luck"})
+    call(conn, "fail_step", bad, claimed.lease, "second", {"message": "still none"})
+    conn.execute("set search_path = durable")
+    conn.execute("analyze")
+    found = rows(conn, FAILED_STEPS)
+    assert [(row.workflow_id, row.step_name, row.error_message) for row in found] == [
+        (bad, "second", "still none"),
+        (bad, "first", "no luck"),
+    ]
+    filled = value(conn, "select tableoid::regclass::text from durable.checkpoints limit 1")
+    (scan,) = [node for node in plan(conn, FAILED_STEPS) if node.get("Relation Name") == filled]
+    assert scan["Node Type"] in ("Index Scan", "Bitmap Heap Scan")
+    # The partial index holds failed steps and no others.
+    assert scan["Plan Rows"] < 100
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select * from durable.workflows where workflow_id = '{id}'",
+        "select * from durable.workflow_steps where workflow_id = '{id}'",
+        "select * from durable.workflows where status = 'failed' and completed_at > now() - interval '1 day'",
+    ],
+)
+def test_the_usual_questions_of_users_are_answered_through_indexes(db: Database, query: str) -> None:
+    conn = db.connect()
+    fill(conn, 4000)
+    conn.execute("analyze")
+    workflow_id = value(conn, "select workflow_id from durable.finished_workflows limit 1")
+    scans = [node for node in plan(conn, query.format(id=workflow_id)) if node["Node Type"] == "Seq Scan"]
+    large = [
+        row[0]
+        for row in rows(
+            conn, "select relname from pg_class where relnamespace = 'durable'::regnamespace and reltuples > 500"
+        )
+    ]
+    assert [node["Relation Name"] for node in scans if node["Relation Name"] in large] == []
+
+
+def test_a_held_snapshot_does_not_slow_the_claims_down(db: Database) -> None:
+    conn, idler = db.connect(), db.connect(autocommit=False)
+    enqueue(conn, queue="line")
+    claim(conn, "w", 1, ["line"])
+    idler.execute("set transaction isolation level repeatable read")
+    idler.execute("select count(*) from durable.workflows")
+    for _ in range(40):
+        conn.execute("select durable.enqueue_many('w', array_fill('{}'::jsonb, array[250]), 'line')")
+        claimed = claim(conn, "w", 250, ["line"])
+        call(conn, "complete_many", [c.workflow_id for c in claimed], [c.lease for c in claimed], [{}] * len(claimed))
+        # The cursor of the claims is allowed to be a little behind.
+        conn.execute("select pg_sleep(0.01)")
+    conn.execute("select pg_sleep(0.3)")
+    call(conn, "tick")
+    claim(conn, "w", 1, ["line"])
+    call(conn, "enqueue_many", "w", [{}] * 10, "line")
+    hits = "select sum(idx_blks_hit + idx_blks_read) from pg_statio_user_indexes where indexrelname = 'live_workflows_ready_idx'"
+
+    def blocks() -> int:
+        conn.execute("select pg_stat_force_next_flush()")
+        conn.execute("select pg_stat_clear_snapshot()")
+        return int(value(conn, hits))
+
+    before = blocks()
+    assert len(claim(conn, "w", 10, ["line"])) == 10
+    # 10,000 entries of dead rows take some 40 pages of the index, and each would be visited.
+    assert blocks() - before < 60
