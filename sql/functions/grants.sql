@@ -18,6 +18,7 @@ returns text[] language sql immutable as $$
   select case audience
     when 'observer' then '{workflows,workflow_steps,queues,workers,settings}'::text[]
     when 'admin' then '{settings}'
+    when 'worker' then '{settings}'
     else '{}' end
 $$;
 

@@ -8,7 +8,8 @@ begin
   if to_regclass('durable.' || v_name) is not null then
     return false;
   end if;
-  perform pg_advisory_xact_lock(hashtext('durable.partitions'));
+  -- Not an advisory lock: only one on a relation makes this session hear of the partition that the one before has made.
+  execute format('lock table durable.%I in share update exclusive mode', parent);
   if to_regclass('durable.' || v_name) is not null then
     return false;
   end if;

@@ -45,7 +45,27 @@ begin
 end
 $$;
 
-create function durable.tick(max_workflows integer default 1000)
+-- Workers share the ticks: each has its turn on the database's clock, so that they are evenly spaced however many workers
+-- there are, and a dead one leaves one gap. Returns the milliseconds until the next turn of a worker.
+create function durable._next_turn(worker text)
+returns integer language plpgsql stable as $$
+declare
+  v_slot constant double precision := 0.5;
+  v_count integer;
+  v_rank integer;
+  v_period double precision;
+  v_wait numeric;
+begin
+  select count(*), count(*) filter (where w.worker_id < (
+      select o.worker_id from durable.workers o where o.name = worker and o.died_at is null))
+    into v_count, v_rank from durable.workers w where w.died_at is null;
+  v_period := greatest(v_count * v_slot, 0.85);
+  v_wait := v_period - mod((extract(epoch from clock_timestamp()) - v_rank * v_slot)::numeric, v_period::numeric);
+  return ceil(1000 * case when v_wait < v_slot / 2 then v_wait + v_period else v_wait end);
+end
+$$;
+
+create function durable.tick(max_workflows integer default 1000, worker text default null)
 returns jsonb language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
@@ -58,7 +78,7 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
-    return jsonb_build_object('busy', true);
+    return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   foreach v_part in array '{recovered,woken,timed_out,partitions}'::text[] loop
     -- One part that fails does not stop the others.
@@ -83,12 +103,13 @@ begin
   return v_report || jsonb_build_object(
     'next_in_ms', case when v_next is not null then
       greatest(0, ceil(extract(epoch from v_next - clock_timestamp()) * 1000)::bigint) end,
-    'workers', (select count(*) from durable.workers w where w.died_at is null));
+    'turn_in_ms', durable._next_turn(worker));
 end
 $$;
-comment on function durable.tick(integer) is
+comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead. Each '
   'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error; next_in_ms, the '
-  'milliseconds until something is due (null for nothing); and workers, how many are alive. Workers call it about every '
-  'second, one at a time and the more of them, the less often each; anyone may. '
+  'milliseconds until something is due (null for nothing); and turn_in_ms, when the worker of that name should call again: '
+  'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
+  '{"busy": true} at once. '
   'Errors: WF005 when max_workflows is not positive.';

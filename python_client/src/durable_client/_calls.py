@@ -22,7 +22,7 @@ RECLAIM = (
 IDLE = "select durable.idle(%s, %s::text[])"
 ATTACH = "select durable.attach(%s, %s::text[])"
 LEAVE = "select durable.leave(%s)"
-TICK = "select durable.tick()"
+TICK = "select durable.tick(worker => %s)"
 HEARTBEAT = "select workflow_id::text, reason from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
 RELEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
@@ -56,6 +56,7 @@ HISTORY = (
     " from durable.history(%s)"
 )
 VERSION = "select durable.version()"
+BACKEND = "select pg_backend_pid()"
 LEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("

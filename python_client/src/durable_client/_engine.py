@@ -37,12 +37,13 @@ class AsyncEngine:
         self._link = link
         self.threads = threads
         self.loop = asyncio.get_running_loop()
+        options = {} if link.direct else {"prepare_threshold": None}
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False
+            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options
         )
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False
+            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options
         )
 
     async def close(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import psycopg
 
+from . import _calls
+
 log = logging.getLogger("durable")
 
 _LONGEST_PAUSE = 0.25
@@ -35,8 +37,18 @@ def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
     return min(longest, 0.01 * 2.0 ** min(tries, 10)) * (0.5 + random.random() / 2)
 
 
+def is_direct(conn: psycopg.BaseConnection[Any], backend: tuple[Any, ...] | None) -> bool:
+    """Whether a connection leads to one backend of Postgres.
+
+    A pooler names another process than the one that answers (``backend``, the row of ``_calls.BACKEND``). Through it
+    there are no prepared statements, session locks or notifications.
+    """
+    return backend is not None and backend[0] == conn.info.backend_pid
+
+
 class Link:
-    """One autocommit connection. Statements are sent one at a time, prepared, and again after it was lost."""
+    """One autocommit connection. Statements are sent one at a time, prepared unless a pooler is between, and again
+    after the connection was lost."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self._dsn = dsn
@@ -44,12 +56,14 @@ class Link:
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self.reconnects = 0
+        self.direct = True
 
     async def connect(self) -> None:
         """Makes the first connection; raises what psycopg raises, so that a wrong DSN is reported at once."""
         self._conn = await psycopg.AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name=f"durable {self._name}"
+            self._dsn, autocommit=True, prepare_threshold=None, application_name=f"durable {self._name}"
         )
+        self.direct = is_direct(self._conn, await (await self._conn.execute(_calls.BACKEND)).fetchone())
 
     async def close(self) -> None:
         if self._conn is not None:
@@ -64,7 +78,7 @@ class Link:
                     if self._conn is None or self._conn.closed:
                         await self._reconnect()
                     assert self._conn is not None
-                    cursor = await self._conn.execute(query, parameters, prepare=True)
+                    cursor = await self._conn.execute(query, parameters, prepare=self.direct)
                     return await cursor.fetchall()
                 except psycopg.Error as error:
                     lost = connection_lost(error, self._conn is None or self._conn.closed)

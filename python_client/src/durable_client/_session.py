@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from . import _calls
-from ._link import pause
+from ._link import is_direct, pause
 
 log = logging.getLogger("durable")
 
@@ -47,6 +47,7 @@ class Session(threading.Thread):
         self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
+        self._direct = True
         self.attached = threading.Event()
 
     def stop(self) -> None:
@@ -57,8 +58,11 @@ class Session(threading.Thread):
         tries = 0
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
+                with psycopg.connect(
+                    self._dsn, autocommit=True, prepare_threshold=None, application_name="durable session"
+                ) as conn:
                     self._channel = ""
+                    self._direct = is_direct(conn, conn.execute(_calls.BACKEND).fetchone())
                     self._keep(conn)
             except psycopg.Error as error:
                 if not self._stopping.is_set():
@@ -77,6 +81,9 @@ class Session(threading.Thread):
                 self._attach(conn)
                 next_beat = time.monotonic() + self._beat
             wait = max(0.0, min(_LOOK, next_beat - time.monotonic()))
+            if not self._direct:
+                self._stopping.wait(wait)
+                continue
             for notification in conn.notifies(timeout=wait, stop_after=1):
                 if notification.payload == "cancel":
                     self._heartbeat(conn)
@@ -84,6 +91,10 @@ class Session(threading.Thread):
                     self._on_bell()
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
+        if not self._direct:
+            if not self.attached.is_set():
+                log.info("worker %s: through a pooler only its lease counts, and it polls for work", self._worker)
+            return
         row = conn.execute(_calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()
         assert row is not None
         if row[0] != self._channel:
@@ -101,7 +112,7 @@ class Session(threading.Thread):
                 _calls.plain_array(leases),
                 json.dumps(steps) if steps else None,
             ),
-            prepare=True,
+            prepare=self._direct,
         ).fetchall()
         for workflow_id, reason in rows:
             if reason is not None:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("durable")
 
-_TICK = 0.85
+# Milliseconds between the turns of two workers at ticking.
+_TURN = 500
 _POLL = 3.0
 # A worker that had something to do this recently looks again soon, before it asks to be woken: a busy system sends no
 # NOTIFY.
@@ -186,17 +187,16 @@ class Worker:
         return await self._link.execute(_calls.RECLAIM, (self.name, _calls.plain_array(known)))
 
     async def _tick_loop(self) -> None:
-        share = 1.0
         while not self._stopping:
-            report = (await self._link.execute(_calls.TICK))[0][0]
+            report = (await self._link.execute(_calls.TICK, (self.name,)))[0][0]
             for part, done in report.items():
                 if isinstance(done, dict):
                     log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
-            # One tick serves all workers, so that the more there are, the less often each of them asks.
-            share = min(max(report.get("workers", share) / 2, 1.0), 5.0)
-            due = report.get("next_in_ms")
-            wait = share * _TICK * random.uniform(0.9, 1.1)
-            await asyncio.sleep(wait if due is None else max(0.02, min(wait, due / 1000 + 0.001)))
+            turn, due = report["turn_in_ms"], report.get("next_in_ms")
+            # What falls due before the next turn is for a few of the workers, not for all at once.
+            if due is not None and due < turn and random.random() < 3 * _TURN / turn:
+                turn = max(20, due + 1)
+            await asyncio.sleep(turn / 1000)
 
     # Running
 
