@@ -6,6 +6,13 @@ PLAIN = build/durable.sql
 DATA_built = $(BUILT)
 EXTRA_CLEAN = build
 
+# make installcheck, against a running server that has durable and pgTAP installed: the pgTAP files, whose expected
+# output is their plan, and the isolation specs.
+REGRESS = $(patsubst tests/sql/%.sql,%,$(wildcard tests/sql/*.sql))
+REGRESS_OPTS = --inputdir=tests --outputdir=build/regress --load-extension=pgtap --load-extension=durable
+ISOLATION = $(patsubst tests/isolation/specs/%.spec,%,$(wildcard tests/isolation/specs/*.spec))
+ISOLATION_OPTS = --inputdir=tests/isolation --outputdir=build/isolation --load-extension=durable
+
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -23,11 +22,9 @@ ISOLATION_TESTER = "lib/pgxs/src/test/isolation/isolationtester"
 def test_pgtap(db: Database, file: Path) -> None:
     db.connect().execute("create extension pgtap")
     output = run(
-        db.cluster.installation.tool("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", db.dsn, "-f", str(file)
+        db.cluster.installation.tool("psql"), "-X", "-a", "-q", "-v", "ON_ERROR_STOP=1", "-d", db.dsn, "-f", str(file)
     )
-    assert "\n".join(re.findall(r"^(?:not ok.*(?:\n#.*)*)", output, re.MULTILINE)) == ""
-    assert re.search(r"^1\.\.[1-9]\d*$", output, re.MULTILINE), output
-    assert output.count("\nok ") + output.startswith("ok ") == int(re.findall(r"^1\.\.(\d+)$", output, re.MULTILINE)[0])
+    assert output == (HERE / f"expected/{file.stem}.out").read_text()
 
 
 # What plpgsql_check says and is not so.

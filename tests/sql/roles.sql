@@ -3,6 +3,8 @@
 \set QUIET 1
 \pset format unaligned
 \pset tuples_only true
+-- What went well is not worth a line.
+\o | grep -E '^(not ok|#|1[.][.])'
 begin;
 select no_plan();
 
@@ -52,8 +54,9 @@ select set_eq(
   $$ select a.role::text, c.relname::text from audience a, pg_class c
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
   $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'), ('durable_t_observer', 'queues'),
-       ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings') $$,
-  'observers read the views, admins the settings, and nobody else anything');
+       ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings'),
+       ('durable_t_worker', 'settings') $$,
+  'observers read the views, admins and workers the settings, and nobody else anything');
 select is_empty(
   $$ select a.role, c.oid::regclass, p from audience a, pg_class c, unnest(array['insert', 'update', 'delete', 'truncate']) p
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, p) $$,
