@@ -301,4 +301,4 @@ def test_the_waits_of_step_retries_survive_kill_9(processes: Processes, journal:
     knocks = [note[1:] for note in journal.read()]
     assert [attempt for attempt, _ in knocks] == [1, 2, 3]
     # The second half of each wait is left to chance.
-    assert all(later[1] - earlier[1] >= 0.75 for earlier, later in zip(knocks, knocks[1:], strict=False))
+    assert all(later[1] - earlier[1] >= 0.75 for earlier, later in itertools.pairwise(knocks))

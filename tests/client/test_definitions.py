@@ -113,7 +113,7 @@ def test_without_a_dsn_the_error_says_where_to_put_one(monkeypatch: pytest.Monke
 
 def test_a_wrong_dsn_is_reported_at_once(tmp_path: Any) -> None:
     app = Durable(f"host={tmp_path} dbname=nowhere")
-    with pytest.raises(psycopg.OperationalError, match="nowhere|No such file"):
+    with pytest.raises(psycopg.OperationalError, match=r"nowhere|No such file"):
         app.enqueue("w")
 
     @app.workflow
@@ -199,9 +199,9 @@ def test_a_role_without_rights_is_told_which_one_is_missing(db: Database) -> Non
     @app.workflow
     def run(ctx: Context) -> None: ...
 
-    with pytest.raises(SchemaMismatch, match="grant_client|grant_worker"):
+    with pytest.raises(SchemaMismatch, match=r"grant_client|grant_worker"):
         app.enqueue("w")
-    with pytest.raises(SchemaMismatch, match="grant_client|grant_worker"), working(app):
+    with pytest.raises(SchemaMismatch, match=r"grant_client|grant_worker"), working(app):
         pass
 
 

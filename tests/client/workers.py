@@ -111,7 +111,7 @@ def working(app: Durable, **options: Any) -> Iterator[Worker]:
     def work() -> None:
         try:
             asyncio.run(run())
-        except BaseException as error:  # also what ends a process must be seen by the test
+        except BaseException as error:  # noqa: BLE001 - also what ends a process must be seen by the test
             errors.append(error)
 
     thread = threading.Thread(target=work, name="worker")
@@ -123,6 +123,9 @@ def working(app: Durable, **options: Any) -> Iterator[Worker]:
         with contextlib.suppress(RuntimeError):
             loops[0].call_soon_threadsafe(worker.stop)
         thread.join(60)
-        if errors:
-            raise errors[0]
+        for error in errors:
+            if isinstance(error, Exception):
+                raise error
+            # KeyboardInterrupt and SystemExit would end the tests.
+            raise AssertionError(f"the worker ended with {error!r}") from error
     assert not thread.is_alive(), "the worker did not stop"
