@@ -346,6 +346,7 @@ class Dev:
 def dev(directory: Path) -> Iterator[Dev]:
     dev = Dev(directory)
     yield dev
+    print(dev.log())
     if dev.process.poll() is None:
         dev.process.kill()
         dev.process.wait()

@@ -106,9 +106,13 @@ def test_thousands_of_workflows_end_once_while_workers_are_killed_at_random(db: 
 def test_34_postgres_killed_many_times_every_workflow_ends_once_with_the_right_result(
     own_cluster: Cluster, own_db: Database, own_processes: Processes
 ) -> None:
-    count = 1500
+    count = 3000
     enqueue(own_db, count)
     workers = [own_processes.start(concurrency=50) for _ in range(2)]
+    # A worker that cannot connect when it starts says so and ends.
+    with own_db.connect() as conn:
+        while value(conn, "select count(*) from durable.workers where session_lock") < len(workers):
+            time.sleep(0.01)
     chance = random.Random(4)
     give_up = time.monotonic() + GIVE_UP
     kills = 0
