@@ -17,6 +17,9 @@ from clusters import Database
 from engine import rows, value
 
 
+pytestmark = pytest.mark.pg(15, 18)
+
+
 @pytest.fixture
 def proxy(db: Database) -> Iterator[Proxy]:
     # The path of a socket is short.

@@ -16,6 +16,9 @@ from client.journal import Journal
 from client.workers import OnceMore, Processes, replayed, working
 
 
+pytestmark = pytest.mark.pg(15, 18)
+
+
 @pytest.mark.pg(15, 18)
 @pytest.mark.parametrize("program", [programs.fan_out, programs.plain_fan_out], ids=["gather", "submit"])
 def test_19_parallel_steps_replay_to_the_same_results_whatever_order_they_end_in(

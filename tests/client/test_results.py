@@ -31,6 +31,9 @@ from clusters import Database
 from engine import call, rows, value
 
 
+pytestmark = pytest.mark.pg(15, 18)
+
+
 class Declined(Exception):
     """An error of an application."""
 
