@@ -16,7 +16,6 @@ from client.workers import working
 from clusters import Database
 from engine import rows, value
 
-
 pytestmark = pytest.mark.pg(15, 18)
 
 

@@ -15,7 +15,6 @@ from client import programs
 from client.journal import Journal
 from client.workers import OnceMore, Processes, replayed, working
 
-
 pytestmark = pytest.mark.pg(15, 18)
 
 

@@ -30,7 +30,6 @@ from client.workers import replayed, working
 from clusters import Database
 from engine import call, rows, value
 
-
 pytestmark = pytest.mark.pg(15, 18)
 
 
