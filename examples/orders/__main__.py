@@ -73,7 +73,7 @@ def prepare(conn: Connection, orders: int) -> None:
         )
 
 
-def watch(conn: Connection, orders: int, workers: Workers, intake: Future[None], kill_every: float) -> str | None:
+def watch(conn: Connection, orders: int, workers: Workers, intake: list[Future[None]], kill_every: float) -> str | None:
     """Kills a worker now and then until every order has ended. Returns what went wrong, if something did."""
     done = 0
     last_progress = time.monotonic()
@@ -90,8 +90,9 @@ def watch(conn: Connection, orders: int, workers: Workers, intake: Future[None],
             if next_kill is not None and now >= next_kill:
                 workers.kill_one()
                 next_kill = now + workers.pause(kill_every)
-            if intake.done() and (error := intake.exception()) is not None:
-                return f"The orders cannot be taken in: {error}"
+            for error in (part.exception() for part in intake if part.done()):
+                if error is not None:
+                    return f"The orders cannot be taken in: {error}"
             if (status := workers.find_ended()) is not None:
                 return f"A worker ended by itself, with exit status {status}."
             if now > last_progress + PATIENCE:

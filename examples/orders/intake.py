@@ -13,24 +13,32 @@ import psycopg
 
 from .shop import Order, app, fulfil
 
+# As many as a small web shop has request handlers.
+HANDLERS = 4
+
 
 @contextlib.contextmanager
-def taking_orders(dsn: str, orders_csv: Path) -> Iterator[Future[None]]:
-    """Takes the orders in, in a thread; the future tells how that ended."""
+def taking_orders(dsn: str, orders_csv: Path) -> Iterator[list[Future[None]]]:
+    """Takes the orders in, in threads; the futures tell how that ended."""
+    with orders_csv.open(newline="") as file:
+        orders = [
+            Order(row["order_id"], row["customer"], row["sku"], int(row["quantity"]), int(row["cents"]))
+            for row in csv.DictReader(file)
+        ]
     stopping = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(HANDLERS) as pool:
         try:
-            yield pool.submit(_take_all, dsn, orders_csv, stopping)
+            yield [pool.submit(_take_all, dsn, orders[number::HANDLERS], stopping) for number in range(HANDLERS)]
         finally:
             stopping.set()
 
 
-def _take_all(dsn: str, orders_csv: Path, stopping: threading.Event) -> None:
-    with psycopg.connect(dsn) as conn, orders_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
+def _take_all(dsn: str, orders: list[Order], stopping: threading.Event) -> None:
+    with psycopg.connect(dsn) as conn:
+        for order in orders:
             if stopping.is_set():
                 return
-            take(Order(row["order_id"], row["customer"], row["sku"], int(row["quantity"]), int(row["cents"])), conn)
+            take(order, conn)
 
 
 def take(order: Order, conn: psycopg.Connection[tuple[object, ...]]) -> None:
