@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from .._embedded import EmbeddedPostgres, default_directory
+from .._embedded import EmbeddedPostgres
 from .._errors import DurableError
 from . import _values
 from ._database import connect
@@ -31,7 +31,7 @@ _PATIENCE = 5.0
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Where the database is kept.  [default: {default_directory()}]",
+    help="Where the database is kept.  [default: durable in the XDG data directory; for root /var/lib/durable]",
 )
 def dev(app: str, queues: list[str] | None, concurrency: int, data_dir: Path | None) -> None:
     """Run APP with a Postgres of its own: nothing to install, nothing to configure.
