@@ -16,6 +16,8 @@ begin
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
     perform durable._check_queues(worker, queues);
+    -- A queue that has workers has its first lane, so that its first enqueue need not make it.
+    perform durable._add_lanes(queues, 0::smallint);
     insert into durable.workers (name, queues, expires_at) values (worker, queues, clock_timestamp() + durable._lease())
     on conflict do nothing;
   end loop;
@@ -25,7 +27,8 @@ $$;
 create function durable._check_queues(worker text, queues text[])
 returns void language plpgsql as $$
 begin
-  perform durable._require(cardinality(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null,
+  perform durable._require(cardinality(queues) > 0
+      and not exists (select from unnest(queues) as q where (char_length(q) between 1 and 200) is not true),
     format('worker %L: the queues must be a list of names', worker), 'For example ''{default}'', which is the default.');
 end
 $$;

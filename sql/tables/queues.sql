@@ -16,6 +16,10 @@ create table durable.lanes (
   constraint lanes_pkey primary key (queue, priority),
   constraint lanes_queue_fkey foreign key (queue) references durable.queues (queue)
 );
+-- Most use this one; there at once, so that nobody's first enqueue has to wait for another's transaction.
+insert into durable.queues (queue) values ('default');
+insert into durable.lanes (queue, priority) values ('default', 0);
+
 comment on table durable.lanes is 'Every priority that was used in a queue; added by the first enqueue that names it.';
 
 -- The claim cursor. Rows that left the line stay in its index until vacuum may remove them, which a long transaction

@@ -2,7 +2,7 @@
 
 from ._app import Durable
 from ._client import Client, Handle
-from ._client_async import AsyncClient, AsyncHandle, StepRecord
+from ._client_async import AsyncClient, AsyncHandle
 from ._context import Context
 from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
@@ -23,6 +23,7 @@ from ._errors import (
     WorkflowNotFound,
     WorkflowTimedOut,
 )
+from ._records import StepRecord
 from ._retry import Retry
 from ._run import StepInfo, WorkflowInterrupted, current_step
 from ._schema import install, schema_sql

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from ._client import Client, Handle
 from ._client_async import AsyncClient
@@ -18,6 +18,13 @@ from ._worker import Worker, run_until_signalled
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _DeclareWorkflow(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Workflow[P, R]: ...
 
 
 class Durable:
@@ -79,6 +86,8 @@ class Durable:
         return declare if function is None else declare(function)
 
     @overload
+    def workflow(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Workflow[P, R]: ...
+    @overload
     def workflow(self, function: Callable[P, R]) -> Workflow[P, R]: ...
     @overload
     def workflow(
@@ -89,7 +98,7 @@ class Durable:
         max_attempts: int = 1,
         timeout: Duration | None = None,
         priority: int = 0,
-    ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
+    ) -> _DeclareWorkflow: ...
     def workflow(
         self,
         function: Any = None,

@@ -25,6 +25,7 @@ LEAVE = "select durable.leave(%s)"
 TICK = "select durable.tick(worker => %s)"
 HEARTBEAT = "select workflow_id::text, reason from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
 RELEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
+RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
@@ -58,6 +59,7 @@ HISTORY = (
 VERSION = "select durable.version()"
 BACKEND = "select pg_backend_pid()"
 LEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
+RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"

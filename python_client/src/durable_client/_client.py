@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -21,23 +20,14 @@ from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
+from ._link import pause
+from ._records import StepRecord
 from ._schema import check_version
 
 R = TypeVar("R")
 
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """A step as ``durable.workflow_steps`` shows it."""
-
-    name: str
-    status: str
-    attempt: int
-    output: Any
-    error: dict[str, Any] | None
-    started_at: datetime | None
-    completed_at: datetime | None
-    retry_at: datetime | None
+# How often a question is asked again while Postgres cannot be reached; about half a minute in all.
+_MOST_TRIES = 40
 
 
 class Handle(Generic[R]):
@@ -56,8 +46,8 @@ class Handle(Generic[R]):
 
         Raises WorkflowNotFound.
         """
-        row = self._client._one(_calls.STATUS, [self.workflow_id])
-        return str(row[0])
+        rows = self._client._read(_calls.STATUS, [self.workflow_id])
+        return str(rows[0][0])
 
     def result(self, timeout: Duration | None = None) -> R:
         """Waits for the end of the workflow and returns its output.
@@ -67,7 +57,7 @@ class Handle(Generic[R]):
         give_up = None if timeout is None else time.monotonic() + seconds(timeout)
         pause = 0.005
         while True:
-            status, output, error = self._client._one(_calls.RESULT, [self.workflow_id])
+            ((status, output, error),) = self._client._read(_calls.RESULT, [self.workflow_id])
             if status == "completed":
                 value = None if output is None else json.loads(output)
                 decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
@@ -88,13 +78,13 @@ class Handle(Generic[R]):
 
     def cancel(self, reason: str | None = None) -> bool:
         """Ends the workflow as cancelled; False when it had already ended. Raises WorkflowNotFound."""
-        row = self._client._one(_calls.CANCEL, [self.workflow_id, reason])
-        return bool(row[0])
+        rows = self._client._all(_calls.CANCEL, [self.workflow_id, reason])
+        return bool(rows[0][0])
 
     def retry(self) -> bool:
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
-        row = self._client._one(_calls.RETRY, [self.workflow_id])
-        return bool(row[0])
+        rows = self._client._all(_calls.RETRY, [self.workflow_id])
+        return bool(rows[0][0])
 
     def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
@@ -109,7 +99,7 @@ class Handle(Generic[R]):
                 row[6],
                 row[7],
             )
-            for row in self._client._all(_calls.HISTORY, [self.workflow_id])
+            for row in self._client._read(_calls.HISTORY, [self.workflow_id])
         ]
 
 
@@ -150,8 +140,17 @@ class Client:
                 rows: list[tuple[Any, ...]] = cursor.fetchall()
                 return rows
 
-    def _one(self, query: str, parameters: Sequence[Any], conn: Any = None) -> tuple[Any, ...]:
-        return (self._all(query, parameters, conn))[0]
+    def _read(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Asks again while Postgres restarts: a question changes nothing."""
+        tries = 0
+        while True:
+            try:
+                return self._all(query, parameters)
+            except psycopg.OperationalError:
+                if tries == _MOST_TRIES or self._pool is None:
+                    raise
+                time.sleep(pause(tries, 1.0))
+                tries += 1
 
     def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -22,23 +21,14 @@ from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
+from ._link import pause
+from ._records import StepRecord
 from ._schema import check_version
 
 R = TypeVar("R")
 
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """A step as ``durable.workflow_steps`` shows it."""
-
-    name: str
-    status: str
-    attempt: int
-    output: Any
-    error: dict[str, Any] | None
-    started_at: datetime | None
-    completed_at: datetime | None
-    retry_at: datetime | None
+# How often a question is asked again while Postgres cannot be reached; about half a minute in all.
+_MOST_TRIES = 40
 
 
 class AsyncHandle(Generic[R]):
@@ -57,8 +47,8 @@ class AsyncHandle(Generic[R]):
 
         Raises WorkflowNotFound.
         """
-        row = await self._client._one(_calls.STATUS, [self.workflow_id])
-        return str(row[0])
+        rows = await self._client._read(_calls.STATUS, [self.workflow_id])
+        return str(rows[0][0])
 
     async def result(self, timeout: Duration | None = None) -> R:
         """Waits for the end of the workflow and returns its output.
@@ -68,7 +58,7 @@ class AsyncHandle(Generic[R]):
         give_up = None if timeout is None else time.monotonic() + seconds(timeout)
         pause = 0.005
         while True:
-            status, output, error = await self._client._one(_calls.RESULT, [self.workflow_id])
+            ((status, output, error),) = await self._client._read(_calls.RESULT, [self.workflow_id])
             if status == "completed":
                 value = None if output is None else json.loads(output)
                 decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
@@ -89,13 +79,13 @@ class AsyncHandle(Generic[R]):
 
     async def cancel(self, reason: str | None = None) -> bool:
         """Ends the workflow as cancelled; False when it had already ended. Raises WorkflowNotFound."""
-        row = await self._client._one(_calls.CANCEL, [self.workflow_id, reason])
-        return bool(row[0])
+        rows = await self._client._all(_calls.CANCEL, [self.workflow_id, reason])
+        return bool(rows[0][0])
 
     async def retry(self) -> bool:
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
-        row = await self._client._one(_calls.RETRY, [self.workflow_id])
-        return bool(row[0])
+        rows = await self._client._all(_calls.RETRY, [self.workflow_id])
+        return bool(rows[0][0])
 
     async def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
@@ -110,7 +100,7 @@ class AsyncHandle(Generic[R]):
                 row[6],
                 row[7],
             )
-            for row in await self._client._all(_calls.HISTORY, [self.workflow_id])
+            for row in await self._client._read(_calls.HISTORY, [self.workflow_id])
         ]
 
 
@@ -152,8 +142,17 @@ class AsyncClient:
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
 
-    async def _one(self, query: str, parameters: Sequence[Any], conn: Any = None) -> tuple[Any, ...]:
-        return (await self._all(query, parameters, conn))[0]
+    async def _read(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Asks again while Postgres restarts: a question changes nothing."""
+        tries = 0
+        while True:
+            try:
+                return await self._all(query, parameters)
+            except psycopg.OperationalError:
+                if tries == _MOST_TRIES or self._pool is None:
+                    raise
+                await asyncio.sleep(pause(tries, 1.0))
+                tries += 1
 
     def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> AsyncHandle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""

@@ -22,11 +22,13 @@ from functools import lru_cache
 from typing import Any, Union
 from uuid import UUID
 
+from typing_extensions import NotRequired, Required, is_typeddict
+
 from ._errors import InvalidArgument
 
 Decoder = Callable[[Any], Any]
 
-_SCALARS = (str, int, float, bool, type(None))
+_SCALARS = (str, int, bool, type(None))
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -35,7 +37,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -51,13 +53,30 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__qualname__} cannot be stored as JSON")
 
 
+def _with_plain_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str | int | float | bool | None) else _plain(key): _with_plain_keys(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_with_plain_keys(item) for item in value]
+    if isinstance(value, (*_SCALARS, float)):
+        return value
+    return _with_plain_keys(_plain(value))
+
+
 _encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def encode(value: Any, subject: str) -> str:
     """JSON text that Postgres accepts as jsonb. ``subject`` begins the message of the error when there is none."""
     try:
-        text = _encoder(value)
+        try:
+            text = _encoder(value)
+        except TypeError:
+            # The one thing that the encoder does not ask for help with: keys that are not text.
+            text = _encoder(_with_plain_keys(value))
         if not text.isascii():
             text.encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -73,20 +92,33 @@ def encode(value: Any, subject: str) -> str:
     return text
 
 
+def _decode_fields(hints: Callable[[], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Decodes the annotated fields of an object; worked out at the first use, for types can be recursive."""
+    of: dict[str, Decoder | None] | None = None
+
+    def decode(value: Any) -> dict[str, Any]:
+        nonlocal of
+        if of is None:
+            of = {name: decoder(hint) for name, hint in hints().items()}
+        if not isinstance(value, dict):
+            raise TypeError(f"a JSON object is needed, not {type(value).__name__}")
+        return {name: item if (each := of.get(name)) is None else each(item) for name, item in value.items()}
+
+    return decode
+
+
 def _decode_dataclass(cls: type) -> Decoder:
-    hints = typing.get_type_hints(cls)
-    fields: dict[str, Decoder | None] = {
-        field.name: decoder(hints[field.name]) for field in dataclasses.fields(cls) if field.init
-    }
+    names = {field.name for field in dataclasses.fields(cls) if field.init}
+    fields = _decode_fields(lambda: _hints(cls))
+    return lambda value: cls(**{name: item for name, item in fields(value).items() if name in names})
+
+
+def _decode_named_tuple(cls: Any) -> Decoder:
+    hints = _hints(cls)
 
     def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise TypeError(f"{cls.__qualname__} needs a JSON object, not {type(value).__name__}")
-        given = {name: item for name, item in value.items() if name in fields}
-        for name, of in fields.items():
-            if of is not None and name in given:
-                given[name] = of(given[name])
-        return cls(**given)
+        of = [decoder(hints.get(name, Any)) for name in cls._fields]
+        return cls(*(item if each is None else each(item) for each, item in zip(of, value, strict=False)))
 
     return decode
 
@@ -105,6 +137,7 @@ def _decode_mapping(key: Any, item: Decoder | None) -> Decoder:
 
 def _decode_union(members: tuple[Any, ...]) -> Decoder | None:
     decoders = [(member, decoder(member)) for member in members if member is not type(None)]
+    fields = {member: set(_hints(member)) for member, _ in decoders if dataclasses.is_dataclass(member)}
     if all(of is None for _, of in decoders):
         return None
 
@@ -112,7 +145,9 @@ def _decode_union(members: tuple[Any, ...]) -> Decoder | None:
         if value is None and type(None) in members:
             return None
         errors = []
-        for member, of in decoders:
+        # Of several dataclasses, the one that has just these fields.
+        exact = [pair for pair in decoders if isinstance(value, dict) and fields.get(pair[0]) == set(value)]
+        for member, of in exact or decoders:
             try:
                 if of is not None:
                     return of(value)
@@ -149,8 +184,10 @@ def decoder(annotation: Any) -> Decoder | None:
     if annotation in _EXACT:
         return _EXACT[annotation]
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
+    if origin is typing.Annotated or origin in (Required, NotRequired):
         return decoder(args[0])
+    if hasattr(annotation, "__supertype__"):
+        return decoder(annotation.__supertype__)
     if origin in (Union, types.UnionType):
         return _decode_union(args)
     if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
@@ -177,7 +214,9 @@ def decoder(annotation: Any) -> Decoder | None:
         if dataclasses.is_dataclass(annotation):
             return _decode_dataclass(annotation)
         if issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
-            return lambda value: annotation(*value)
+            return _decode_named_tuple(annotation)
+        if is_typeddict(annotation):
+            return _decode_fields(lambda: _hints(annotation))
     return None
 
 
@@ -194,11 +233,28 @@ def decode(value: Any, of: Decoder | None, subject: str) -> Any:
         ) from error
 
 
+def _as_jsonb_keeps_objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(sorted(pairs, key=lambda pair: (len(pair[0].encode()), pair[0].encode())))
+
+
+def _as_jsonb_keeps_numbers(text: str) -> float | int:
+    if "e" not in text and not text.startswith("-0"):
+        return float(text)
+    digits = format(Decimal(text) + 0, "f")
+    return float(digits) if "." in digits else int(digits)
+
+
+_parse_like_jsonb = json.JSONDecoder(
+    object_pairs_hook=_as_jsonb_keeps_objects, parse_float=_as_jsonb_keeps_numbers
+).decode
+
+
 def round_trip(value: Any, text: str, of: Decoder | None) -> Any:
-    """What a replay will make of a value that was encoded as ``text``, without the work where they are the same."""
-    if type(value) in _SCALARS and of is None:
+    """What a replay will make of a value that was encoded as ``text``: jsonb orders the keys of objects by length and
+    bytes, and knows numbers, not their types. Without the work where the two are the same."""
+    if of is None and type(value) in _SCALARS:
         return value
-    parsed = json.loads(text)
+    parsed = _parse_like_jsonb(text)
     return parsed if of is None else of(parsed)
 
 
@@ -207,24 +263,27 @@ def return_decoder(function: Callable[..., Any]) -> Decoder | None:
     return decoder(_hints(function).get("return", Any))
 
 
-def input_decoder(function: Callable[..., Any], name: str) -> tuple[bool, Decoder | None]:
-    """Whether a workflow function takes an input beside its context, and the decoder for it."""
+def input_decoder(function: Callable[..., Any], name: str) -> tuple[bool, bool, Decoder | None]:
+    """Whether a workflow function takes an input beside its context, whether that has a default, and its decoder."""
     parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or len(parameters) > 2:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not 1 <= len(parameters) <= 2 or any(parameter.kind not in positional for parameter in parameters):
         raise InvalidArgument(
-            f"workflow {name!r} must take the context and at most one input, not {len(parameters)} parameters",
+            f"workflow {name!r} must take the context and at most one input, by position, "
+            f"not ({', '.join(map(str, parameters))})",
             hint="Put several inputs into one dict, dataclass or pydantic model.",
         )
     if len(parameters) == 1:
-        return False, None
-    return True, decoder(_hints(function).get(parameters[1].name, Any))
+        return False, False, None
+    has_default = parameters[1].default is not inspect.Parameter.empty
+    return True, has_default, decoder(_hints(function).get(parameters[1].name, Any))
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=False)
     except NameError as error:
         raise InvalidArgument(
-            f"the annotations of {function.__qualname__} cannot be resolved: {error}",
+            f"the annotations of {getattr(function, '__qualname__', function)} cannot be resolved: {error}",
             hint="Import the names at module level, outside of TYPE_CHECKING, so that values can be converted.",
         ) from error

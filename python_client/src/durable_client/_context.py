@@ -20,7 +20,7 @@ from ._definitions import Step, as_step
 from ._engine import ThreadEngine
 from ._errors import DurableError, InvalidArgument, step_failed
 from ._outcome import Stored, error_json
-from ._run import Run
+from ._run import Run, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,12 +81,12 @@ class Context:
         Raises StepFailed when it failed for good.
         """
         known = as_step(step)
-        return self._perform(known, self._run.unique(known.name), self._invoke, args, kwargs)
+        return self._perform(known, self._name(known.name), self._invoke, args, kwargs)
 
     def submit(self, step: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[Any]:
         """Starts a step beside the code that follows; its future gives the output."""
         known = as_step(step)
-        return self._engine.spawn(self._perform, known, self._run.unique(known.name), self._invoke, args, kwargs)
+        return self._engine.spawn(self._perform, known, self._name(known.name), self._invoke, args, kwargs)
 
     @overload
     def transaction(
@@ -108,11 +108,11 @@ class Context:
                 f"step {known.name!r}: a transactional step is exactly once and has no timeout of its own",
                 hint="Leave out at_most_once and timeout; statement_timeout limits its SQL.",
             )
-        return self._perform(known, self._run.unique(known.name), self._transact, args, kwargs)
+        return self._perform(known, self._name(known.name), self._transact, args, kwargs)
 
     def now(self) -> datetime:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
-        time: datetime = self._perform(_NOW, self._run.unique("now"), self._invoke, (self._run,), {})
+        time: datetime = self._perform(_NOW, self._name("now"), self._invoke, (self._run,), {})
         return time
 
     def uuid(self) -> UUID:
@@ -122,6 +122,14 @@ class Context:
     def random(self) -> float:
         """A number from 0 up to 1 that is the same in every replay."""
         return random.Random(f"{self.workflow_id}/{self._run.count('random()')}").random()
+
+    def _name(self, name: str) -> str:
+        if in_step():
+            raise InvalidArgument(
+                f"workflow {self.workflow_id}: step {name!r} was called from inside of another step",
+                hint="A replay skips the outer step, and names of later ones would differ. Call it from the workflow.",
+            )
+        return self._run.unique(name)
 
     def _perform(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
         run = self._run

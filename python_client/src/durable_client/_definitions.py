@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -20,8 +20,8 @@ NO_RETRY = Retry()
 
 
 def _check_name(kind: str, name: str, limit: int) -> None:
-    if not 1 <= len(name) <= limit or "\x00" in name:
-        raise InvalidArgument(f"the name of a {kind} must have 1 to {limit} characters, without NUL: {name[:50]!r}")
+    if not 1 <= len(name) <= limit or "\x00" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise InvalidArgument(f"the name of a {kind} must be 1 to {limit} characters of valid text: {name[:50]!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,9 +83,9 @@ _undecorated: dict[Any, Step[Any, Any]] = {}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workflow(Generic[P, R]):
-    """A function that runs as a durable workflow. It takes a context and at most one input."""
+    """A function that runs as a durable workflow. It takes a context and at most one input. ``R`` is its output."""
 
-    function: Callable[P, R]
+    function: Callable[P, R | Coroutine[Any, Any, R]]
     name: str
     queue: str = "default"
     max_attempts: int = 1
@@ -93,17 +93,19 @@ class Workflow(Generic[P, R]):
     priority: int = 0
     is_async: bool = field(init=False)
     takes_input: bool = field(init=False)
+    input_has_default: bool = field(init=False)
     decode_input: _codec.Decoder | None = field(init=False, repr=False)
     decode_output: _codec.Decoder | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_name("workflow", self.name, 200)
         _check_name("queue", self.queue, 200)
-        takes_input, decode_input = _codec.input_decoder(self.function, self.name)
+        takes_input, input_has_default, decode_input = _codec.input_decoder(self.function, self.name)
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
         object.__setattr__(self, "takes_input", takes_input)
+        object.__setattr__(self, "input_has_default", input_has_default)
         object.__setattr__(self, "decode_input", decode_input)
         object.__setattr__(self, "decode_output", _codec.return_decoder(self.function))
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R | Coroutine[Any, Any, R]:
         return self.function(*args, **kwargs)

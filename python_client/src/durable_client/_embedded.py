@@ -51,7 +51,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        self.directory = (Path(directory) if directory is not None else _default_directory()).absolute()
+        self.directory = (Path(directory) if directory is not None else default_directory()).absolute()
         self._server = self.directory / "postgres"
         self._data = self._server / "data"
         self._log = self._server / "log"
@@ -239,7 +239,7 @@ class EmbeddedPostgres:
                 time.sleep(0.1)
 
 
-def _default_directory() -> Path:
+def default_directory() -> Path:
     """Where the embedded Postgres lives unless told otherwise: the XDG data directory, /var/lib for root."""
     if os.geteuid() == 0:
         # The home of root is closed to the account that the server runs as.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from . import _calls
@@ -40,10 +41,10 @@ class AsyncEngine:
         options = {} if link.direct else {"prepare_threshold": None}
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options
+            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options, reset=_forget_row_factory_async
         )
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options
+            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options, reset=_forget_row_factory
         )
 
     async def close(self) -> None:
@@ -101,6 +102,15 @@ class AsyncEngine:
             raise for_owner(from_database(error) or error) from error
 
 
+def _forget_row_factory(conn: psycopg.Connection[Any]) -> None:
+    """What one transactional step sets on its connection is not for the next one."""
+    conn.row_factory = tuple_row
+
+
+async def _forget_row_factory_async(conn: psycopg.AsyncConnection[Any]) -> None:
+    conn.row_factory = tuple_row
+
+
 def settle(outcome: Any) -> None:
     """Raises what a checkpoint came to, if it was not simply stored."""
     if outcome is None:
@@ -137,7 +147,8 @@ class _ThreadWaiter:
 class ThreadEngine:
     """The same calls, waited for in a thread."""
 
-    def __init__(self, engine: AsyncEngine, writer: Writer) -> None:
+    def __init__(self, engine: AsyncEngine, writer: Writer, submitted: concurrent.futures.Executor) -> None:
+        self._submitted = submitted
         self._engine = engine
         self._writer = writer
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
@@ -147,7 +158,8 @@ class ThreadEngine:
         return invoke(step, self._engine.threads, self._engine.loop, args, kwargs)
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
-        return self._engine.threads.submit(contextvars.copy_context().run, call, *args)
+        # Not among the bodies: this one waits for a body, and would wait for ever if all threads did so.
+        return self._submitted.submit(contextvars.copy_context().run, call, *args)
 
     def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         waiter = _ThreadWaiter()

@@ -200,6 +200,8 @@ def from_outcome(code: str, subject: str) -> DurableError:
 def from_database(error: psycopg.Error) -> DurableError | None:
     """The exception for an error of the schema; None when it is not one of its errors."""
     state = error.sqlstate or ""
+    if isinstance(error, psycopg.DataError) and "NUL" in str(error):
+        return InvalidArgument(f"a text cannot be passed to Postgres: {error}", hint="Remove the NUL character.")
     primary = error.diag.message_primary or ""
     if state in ("3F000", "42883", "42P01") and "durable" in primary:
         return SchemaMismatch(

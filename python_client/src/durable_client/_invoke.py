@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ._definitions import Step
@@ -16,6 +16,18 @@ class BodyTimedOut(Exception):
     """The body of a step ran longer than its timeout."""
 
 
+class BodyExited(Exception):
+    """The body of a step raised SystemExit or KeyboardInterrupt, which asyncio would let end the worker."""
+
+
+async def contained(body: Awaitable[Any]) -> Any:
+    """Awaits a body; what would end the process becomes an ordinary exception."""
+    try:
+        return await body
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise BodyExited(repr(error)) from error
+
+
 async def invoke_async(step: Step[Any, Any], threads: concurrent.futures.Executor, args: Any, kwargs: Any) -> Any:
     """Runs a step's body from the event loop."""
     if step.is_async:
@@ -23,8 +35,8 @@ async def invoke_async(step: Step[Any, Any], threads: concurrent.futures.Executo
     else:
         body = in_thread(threads, functools.partial(step.function, *args, **kwargs))
     if step.timeout is None:
-        return await body
-    task = asyncio.ensure_future(body)
+        return await contained(body)
+    task = asyncio.ensure_future(contained(body))
     try:
         done, _ = await asyncio.wait([task], timeout=step.timeout)
     except asyncio.CancelledError:
@@ -41,12 +53,14 @@ def invoke(
 ) -> Any:
     """Runs a step's body from a thread."""
     if step.is_async:
-        future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(step.function(*args, **kwargs), loop)
+        future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(
+            contained(step.function(*args, **kwargs)), loop
+        )
     elif step.timeout is None:
-        return step.function(*args, **kwargs)
+        return contained_call(functools.partial(step.function, *args, **kwargs))
     else:
         context = contextvars.copy_context()
-        future = threads.submit(context.run, functools.partial(step.function, *args, **kwargs))
+        future = threads.submit(context.run, contained_call, functools.partial(step.function, *args, **kwargs))
     # Waiting first tells this timeout from one that the body raises itself.
     done, _ = concurrent.futures.wait([future], timeout=step.timeout)
     if not done:
@@ -58,7 +72,17 @@ def invoke(
 def in_thread(threads: concurrent.futures.Executor, call: Callable[[], Any]) -> asyncio.Future[Any]:
     """Runs a plain call in a thread that sees the context variables of the caller."""
     context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(threads, context.run, call)
+    return asyncio.get_running_loop().run_in_executor(threads, context.run, contained_call, call)
+
+
+def contained_call(call: Callable[[], Any]) -> Any:
+    """Makes a plain call whose exceptions may pass through futures: not those that end a process or an iteration."""
+    try:
+        return call()
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise BodyExited(repr(error)) from error
+    except StopIteration as error:
+        raise RuntimeError("the body of a step raised StopIteration") from error
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:

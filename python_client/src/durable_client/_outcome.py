@@ -31,7 +31,7 @@ def for_owner(error: BaseException) -> BaseException:
 
 def error_json(error: BaseException) -> str:
     """An exception as the JSON that is stored: type, message, traceback, and the step that it came from."""
-    fields: dict[str, Any] = {"type": _type_name(error), "message": str(error), "traceback": _traceback(error)}
+    fields: dict[str, Any] = {"type": _type_name(error), "message": _message(error), "traceback": _traceback(error)}
     if isinstance(error, BodyTimedOut):
         fields |= {"type": "StepTimedOut", "code": "WF012"}
     elif isinstance(error, StepFailed):
@@ -44,6 +44,18 @@ def error_json(error: BaseException) -> str:
     )
 
 
+def short_error_json(error: BaseException) -> str:
+    """The same in a few hundred bytes, for when the whole cannot be stored."""
+    return json.dumps({"type": _type_name(error)[:200], "message": _storable(_message(error))[:200]})
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as unspeakable:
+        return f"(its message cannot be told: {type(unspeakable).__name__})"
+
+
 def _type_name(error: BaseException) -> str:
     kind = type(error)
     return (
@@ -52,7 +64,10 @@ def _type_name(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error))
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:
+        text = "".join(traceback.format_tb(error.__traceback__))
     return text if len(text) <= _LONGEST_TEXT else "…" + text[-_LONGEST_TEXT:]
 
 

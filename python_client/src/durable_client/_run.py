@@ -56,6 +56,10 @@ def current_step() -> StepInfo:
     return info
 
 
+def in_step() -> bool:
+    return _current.get() is not None
+
+
 class Run:
     """One claimed workflow."""
 

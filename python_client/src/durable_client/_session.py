@@ -84,7 +84,8 @@ class Session(threading.Thread):
             if not self._direct:
                 self._stopping.wait(wait)
                 continue
-            for notification in conn.notifies(timeout=wait, stop_after=1):
+            # A list, for the generator keeps the connection to itself until it is exhausted.
+            for notification in list(conn.notifies(timeout=wait, stop_after=1)):
                 if notification.payload == "cancel":
                     self._heartbeat(conn)
                 else:

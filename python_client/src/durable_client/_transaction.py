@@ -9,11 +9,13 @@ import time
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from . import _calls, _codec
 from ._definitions import Step
 from ._errors import from_database, from_outcome
+from ._invoke import contained_call
 from ._link import connection_lost, pause, transient
 from ._outcome import Stored, for_owner
 from ._run import Run
@@ -51,7 +53,7 @@ def _once(
         row = _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
         if row[0] == "exists":
             raise Stored(row[1], row[2])
-        value = step.function(conn, *args, **kwargs)
+        value = contained_call(lambda: step.function(conn, *args, **kwargs))
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)
         result = _codec.round_trip(value, text, step.decode)
@@ -66,7 +68,8 @@ def _once(
 
 def _call(conn: psycopg.Connection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
     try:
-        row = (conn.execute(query, parameters)).fetchone()
+        # The body may have set a row factory of its own.
+        row = (conn.cursor(row_factory=tuple_row).execute(query, parameters)).fetchone()
     except psycopg.Error as error:
         mapped = from_database(error)
         if mapped is None:

@@ -10,11 +10,13 @@ import time
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from . import _calls, _codec
 from ._definitions import Step
 from ._errors import from_database, from_outcome
+from ._invoke import contained
 from ._link import connection_lost, pause, transient
 from ._outcome import Stored, for_owner
 from ._run import Run
@@ -54,7 +56,7 @@ async def _once(
         row = await _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
         if row[0] == "exists":
             raise Stored(row[1], row[2])
-        value = await step.function(conn, *args, **kwargs)
+        value = await contained(step.function(conn, *args, **kwargs))
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)
         result = _codec.round_trip(value, text, step.decode)
@@ -69,7 +71,8 @@ async def _once(
 
 async def _call(conn: psycopg.AsyncConnection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
     try:
-        row = await (await conn.execute(query, parameters)).fetchone()
+        # The body may have set a row factory of its own.
+        row = await (await conn.cursor(row_factory=tuple_row).execute(query, parameters)).fetchone()
     except psycopg.Error as error:
         mapped = from_database(error)
         if mapped is None:

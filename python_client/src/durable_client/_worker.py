@@ -26,7 +26,7 @@ from ._durations import Duration, seconds
 from ._engine import AsyncEngine, ThreadEngine
 from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
 from ._link import Link
-from ._outcome import error_json, for_owner
+from ._outcome import error_json, for_owner, short_error_json
 from ._run import Run, WorkflowInterrupted
 from ._schema import check_version
 from ._session import Session
@@ -87,6 +87,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._announced = False
+        self._bell, self._slot, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
         """Stops claiming; ``run()`` returns when what runs is finished or given back. Call it on the event loop."""
@@ -100,7 +101,6 @@ class Worker:
     async def run(self) -> None:
         """Works until ``stop()``. Raises SchemaMismatch, or what psycopg raises when the database cannot be reached."""
         self._loop = asyncio.get_running_loop()
-        self._bell, self._slot, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._link = Link(self._dsn, "control")
         links = [Link(self._dsn, "writer"), Link(self._dsn, "writer")]
         await self._link.connect()
@@ -112,7 +112,8 @@ class Worker:
         bodies = DaemonThreads("durable-step", 2 * self._concurrency)
         self._threads = DaemonThreads("durable-workflow", self._concurrency)
         self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
-        self._thread_engine = ThreadEngine(self._engine, self._writer)
+        submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
+        self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
         lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
         session = Session(
             self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
@@ -239,6 +240,8 @@ class Worker:
     def _input(self, run: Run, workflow: Workflow[..., Any]) -> tuple[Any, ...]:
         if not workflow.takes_input:
             return ()
+        if run.claimed.input is None and workflow.input_has_default:
+            return ()
         value = None if run.claimed.input is None else json.loads(run.claimed.input)
         return (_codec.decode(value, workflow.decode_input, f"workflow {run.workflow_id} ({run.name}): the input"),)
 
@@ -264,19 +267,27 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     async def _report_failure(self, run: Run, error: BaseException) -> None:
-        log.warning("workflow %s (%s), attempt %d failed: %r", run.workflow_id, run.name, run.attempt, error)
+        text, short = error_json(error), short_error_json(error)
+        log.warning("workflow %s (%s), attempt %d failed: %s", run.workflow_id, run.name, run.attempt, short)
         # Trying again would not make an input fit, or an output storable, or tell what an interrupted step did.
         retryable = not isinstance(error, InvalidArgument | StepInterrupted)
-        try:
-            rows = await self._link.execute(_calls.FAIL, (run.workflow_id, run.lease, error_json(error), retryable))
-            outcome = rows[0][0]
-            self._ended(
-                run,
-                None if outcome == "ok" else WorkflowInterrupted(from_outcome(outcome, f"workflow {run.workflow_id}")),
+        outcome = "WF006"
+        for stored in (text, short):
+            try:
+                outcome = (await self._link.execute(_calls.FAIL, (run.workflow_id, run.lease, stored, retryable)))[0][0]
+            except psycopg.Error as refused:
+                log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
+            if outcome != "WF006":
+                break
+        if outcome == "WF006":
+            # Rather given back than held for ever by a worker that does nothing with it.
+            await self._link.execute(
+                _calls.RELEASE, (_calls.plain_array([run.workflow_id]), _calls.plain_array([run.lease]))
             )
-        except psycopg.Error as refused:
-            log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
-            self._ended(run, None)
+        subject = f"workflow {run.workflow_id}"
+        self._ended(
+            run, WorkflowInterrupted(from_outcome(outcome, subject)) if outcome not in ("ok", "WF006") else None
+        )
 
     def _ended(self, run: Run, interrupted: WorkflowInterrupted | None) -> None:
         if interrupted is not None and interrupted.reason is not None:

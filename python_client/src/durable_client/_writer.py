@@ -123,6 +123,13 @@ class Writer:
         except psycopg.Error as error:
             await self._after_error(link, checkpoints, completions, error)
             return
+        except Exception as error:
+            # A mistake in here must not leave anyone waiting.
+            items: list[Checkpoint | Completion] = [*checkpoints, *completions]
+            for item in items:
+                if not item.waiter.done():
+                    item.waiter.set_exception(DurableError(f"{item.subject()} cannot be sent: {error}"))
+            return
         if rows:
             outcomes = {(row[0], row[1]): row[2:] for row in rows}
             checkpoints = [
