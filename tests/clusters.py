@@ -193,9 +193,12 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL to the server and all its processes: nothing is flushed, nobody says goodbye."""
-        for pid in self._processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Again until there are none: a backend may be forked while the others are being looked for.
+        while processes := self._processes():
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._server.poll()
         self._server.wait(60)
 
     def _processes(self) -> list[int]:

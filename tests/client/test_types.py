@@ -140,6 +140,11 @@ def typed(function: Callable[..., Any], annotation: Any, *parameters: str) -> An
     return function
 
 
+def plain_repr(value: Any) -> str:
+    """jsonb knows no negative zero, and pydantic has a time zone class of its own."""
+    return repr(value).replace("-0.0", "0.0").replace("TzInfo(0)", "datetime.timezone.utc")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_values_come_back_as_annotated(app: Durable, case: str) -> None:
     annotation, given = CASES[case]
@@ -168,7 +173,7 @@ def test_values_come_back_as_annotated(app: Durable, case: str) -> None:
     with working(app):
         seen.append(replayed(app.enqueue(workflow, given)))
     for value in seen:
-        assert (type(value), repr(value).replace("-0.0", "0.0")) == (type(given), repr(given).replace("-0.0", "0.0"))
+        assert (type(value), plain_repr(value)) == (type(given), plain_repr(given))
 
 
 def test_an_input_that_does_not_fit_its_annotation_fails_the_workflow_at_once(app: Durable) -> None:

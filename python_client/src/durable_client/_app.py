@@ -152,7 +152,7 @@ class Durable:
 
     def enqueue(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         input: Any = None,
         *,
         key: str | None = None,
@@ -188,7 +188,7 @@ class Durable:
 
     def enqueue_many(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         inputs: Sequence[Any],
         *,
         keys: Sequence[str | None] | None = None,
@@ -214,7 +214,7 @@ class Durable:
             conn=conn,
         )
 
-    def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
+    def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return self.client.handle(workflow_id, workflow)
 

@@ -152,13 +152,13 @@ class Client:
                 time.sleep(pause(tries, 1.0))
                 tries += 1
 
-    def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> Handle[R]:
+    def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return Handle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
 
     def enqueue(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         input: Any = None,
         *,
         key: str | None = None,
@@ -171,7 +171,7 @@ class Client:
 
     def enqueue_many(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         inputs: Sequence[Any],
         *,
         keys: Sequence[str | None] | None = None,

@@ -154,13 +154,13 @@ class AsyncClient:
                 await asyncio.sleep(pause(tries, 1.0))
                 tries += 1
 
-    def handle(self, workflow_id: Any, workflow: Workflow[Any, R] | None = None) -> AsyncHandle[R]:
+    def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> AsyncHandle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return AsyncHandle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
 
     async def enqueue(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         input: Any = None,
         *,
         key: str | None = None,
@@ -173,7 +173,7 @@ class AsyncClient:
 
     async def enqueue_many(
         self,
-        workflow: Workflow[Any, R] | str,
+        workflow: Workflow[..., R] | str,
         inputs: Sequence[Any],
         *,
         keys: Sequence[str | None] | None = None,

@@ -92,14 +92,14 @@ def encode(value: Any, subject: str) -> str:
     return text
 
 
-def _decode_fields(hints: Callable[[], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+def _decode_fields(hints: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
     """Decodes the annotated fields of an object; worked out at the first use, for types can be recursive."""
     of: dict[str, Decoder | None] | None = None
 
     def decode(value: Any) -> dict[str, Any]:
         nonlocal of
         if of is None:
-            of = {name: decoder(hint) for name, hint in hints().items()}
+            of = {name: decoder(hint) for name, hint in hints.items()}
         if not isinstance(value, dict):
             raise TypeError(f"a JSON object is needed, not {type(value).__name__}")
         return {name: item if (each := of.get(name)) is None else each(item) for name, item in value.items()}
@@ -109,7 +109,7 @@ def _decode_fields(hints: Callable[[], dict[str, Any]]) -> Callable[[Any], dict[
 
 def _decode_dataclass(cls: type) -> Decoder:
     names = {field.name for field in dataclasses.fields(cls) if field.init}
-    fields = _decode_fields(lambda: _hints(cls))
+    fields = _decode_fields(_hints(cls))
     return lambda value: cls(**{name: item for name, item in fields(value).items() if name in names})
 
 
@@ -216,7 +216,7 @@ def decoder(annotation: Any) -> Decoder | None:
         if issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
             return _decode_named_tuple(annotation)
         if is_typeddict(annotation):
-            return _decode_fields(lambda: _hints(annotation))
+            return _decode_fields(_hints(annotation))
     return None
 
 

@@ -18,8 +18,8 @@ from . import _codec
 from ._calls import StoredStep
 from ._definitions import Step, as_step
 from ._engine import ThreadEngine
-from ._errors import DurableError, InvalidArgument, step_failed
-from ._outcome import Stored, error_json
+from ._errors import DurableError, InvalidArgument, PayloadTooLarge, step_failed
+from ._outcome import Stored, error_json, short_error_json
 from ._run import Run, in_step
 
 P = ParamSpec("P")
@@ -162,7 +162,11 @@ class Context:
             except Exception as error:
                 limit = 1 if isinstance(error, DurableError) or step.at_most_once else step.retry.attempts_after(error)
                 text = error_json(error)
-                wait = self._engine.fail_step(run, name, text, attempt, limit, step.retry)
+                try:
+                    wait = self._engine.fail_step(run, name, text, attempt, limit, step.retry)
+                except PayloadTooLarge:
+                    text = short_error_json(error)
+                    wait = self._engine.fail_step(run, name, text, attempt, limit, step.retry)
                 if wait is None:
                     raise step_failed(run.workflow_id, name, json.loads(text)) from error
             attempt += 1

@@ -213,6 +213,8 @@ def from_database(error: psycopg.Error) -> DurableError | None:
             f"this role may not use durable: {primary}",
             hint="An owner of the schema grants it with durable.grant_client() or durable.grant_worker().",
         )
+    if state.startswith("22"):
+        return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, and valid JSON.")
     cls = _BY_CODE.get(state)
     if cls is None:
         return None
@@ -225,6 +227,8 @@ def translated() -> Iterator[None]:
     """Raises errors of the schema as the exceptions of this module."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"a text cannot be passed to Postgres: {error}", hint="Pass valid Unicode.") from error
     except psycopg.Error as error:
         mapped = from_database(error)
         if mapped is None:

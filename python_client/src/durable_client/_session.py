@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from . import _calls
-from ._link import is_direct, pause
+from ._link import connection_lost, is_direct, pause
 
 log = logging.getLogger("durable")
 
@@ -48,11 +48,18 @@ class Session(threading.Thread):
         self._stopping = threading.Event()
         self._channel = ""
         self._direct = True
-        self.attached = threading.Event()
+        self._attached = threading.Event()
+        self._refusal: psycopg.Error | None = None
 
     def stop(self) -> None:
         """Ends the thread; its connection, and with it the lock, is closed."""
         self._stopping.set()
+
+    def wait_until_attached(self) -> None:
+        """Raises what psycopg raised when the first attempt was refused for good."""
+        self._attached.wait()
+        if self._refusal is not None:
+            raise self._refusal
 
     def run(self) -> None:
         tries = 0
@@ -65,6 +72,10 @@ class Session(threading.Thread):
                     self._direct = is_direct(conn, conn.execute(_calls.BACKEND).fetchone())
                     self._keep(conn)
             except psycopg.Error as error:
+                if not self._attached.is_set() and error.sqlstate and not connection_lost(error, False):
+                    self._refusal = error
+                    self._attached.set()
+                    return
                 if not self._stopping.is_set():
                     log.warning("worker %s: its session is lost, connecting again: %s", self._worker, error)
                     time.sleep(pause(tries))
@@ -72,7 +83,7 @@ class Session(threading.Thread):
 
     def _keep(self, conn: psycopg.Connection[Any]) -> None:
         self._attach(conn)
-        self.attached.set()
+        self._attached.set()
         next_beat = time.monotonic()
         while not self._stopping.is_set():
             if time.monotonic() >= next_beat:
@@ -93,7 +104,7 @@ class Session(threading.Thread):
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         if not self._direct:
-            if not self.attached.is_set():
+            if not self._attached.is_set():
                 log.info("worker %s: through a pooler only its lease counts, and it polls for work", self._worker)
             return
         row = conn.execute(_calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -101,29 +101,39 @@ class Worker:
     async def run(self) -> None:
         """Works until ``stop()``. Raises SchemaMismatch, or what psycopg raises when the database cannot be reached."""
         self._loop = asyncio.get_running_loop()
-        self._link = Link(self._dsn, "control")
-        links = [Link(self._dsn, "writer"), Link(self._dsn, "writer")]
-        await self._link.connect()
-        with translated():
-            check_version((await self._link.execute(_calls.VERSION))[0])
-        for link in links:
-            await link.connect()
-        self._writer = Writer(links)
-        bodies = DaemonThreads("durable-step", 2 * self._concurrency)
-        self._threads = DaemonThreads("durable-workflow", self._concurrency)
-        self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
-        submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
-        self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
-        lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
-        session = Session(
-            self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
-            on_bell=lambda: self._from_session(self._bell.set),
-            on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
-            on_attach=lambda: self._from_session(self._attached),
-        )  # fmt: skip
-        session.start()
-        await asyncio.to_thread(session.attached.wait)
-        log.info("worker %s: ready, queues %s, %d at a time", self.name, ", ".join(self.queues), self._concurrency)
+        async with AsyncExitStack() as opened:
+            self._link, *writers = [await self._open(opened, name) for name in ("control", "writer", "writer")]
+            with translated():
+                check_version((await self._link.execute(_calls.VERSION))[0])
+                lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
+            self._writer = Writer(writers)
+            bodies = DaemonThreads("durable-step", 2 * self._concurrency)
+            submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
+            self._threads = DaemonThreads("durable-workflow", self._concurrency)
+            self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
+            opened.push_async_callback(self._engine.close)
+            self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
+            session = Session(
+                self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
+                on_bell=lambda: self._from_session(self._bell.set),
+                on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
+                on_attach=lambda: self._from_session(self._attached),
+            )  # fmt: skip
+            opened.callback(session.stop)
+            session.start()
+            with translated():
+                await asyncio.to_thread(session.wait_until_attached)
+            log.info("worker %s: ready, queues %s, %d at a time", self.name, ", ".join(self.queues), self._concurrency)
+            await self._work(session)
+        log.info("worker %s: stopped", self.name)
+
+    async def _open(self, opened: AsyncExitStack, name: str) -> Link:
+        link = Link(self._dsn, name)
+        opened.push_async_callback(link.close)
+        await link.connect()
+        return link
+
+    async def _work(self, session: Session) -> None:
         loops = [self._loop.create_task(self._claim_loop()), self._loop.create_task(self._tick_loop())]
         try:
             stopped = self._loop.create_task(self._stopped.wait())
@@ -137,11 +147,6 @@ class Worker:
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-            session.stop()
-            await self._engine.close()
-            for link in [self._link, *links]:
-                await link.close()
-        log.info("worker %s: stopped", self.name)
 
     # Claiming
 
