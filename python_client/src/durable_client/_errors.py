@@ -214,7 +214,7 @@ def from_database(error: psycopg.Error) -> DurableError | None:
             hint="An owner of the schema grants it with durable.grant_client() or durable.grant_worker().",
         )
     if state.startswith("22"):
-        return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, and valid JSON.")
+        return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, JSON as JSON.")
     cls = _BY_CODE.get(state)
     if cls is None:
         return None

@@ -152,9 +152,8 @@ class Writer:
         if len(checkpoints) + len(completions) == 1:
             item = (checkpoints or completions)[0]
             if not item.waiter.done():
-                item.waiter.set_exception(
-                    from_database(error) or DurableError(f"{item.subject()} cannot be stored: {error}")
-                )
+                cls = type(from_database(error) or DurableError(""))
+                item.waiter.set_exception(cls(f"{item.subject()}: its output cannot be stored: {error}"))
             return
         items: list[Checkpoint | Completion] = [*checkpoints, *completions]
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
