@@ -61,7 +61,7 @@ class Link:
     async def connect(self) -> None:
         """Makes the first connection; raises what psycopg raises, so that a wrong DSN is reported at once."""
         self._conn = await psycopg.AsyncConnection.connect(
-            self._dsn, autocommit=True, prepare_threshold=None, application_name=f"durable {self._name}"
+            self._dsn, autocommit=True, application_name=f"durable {self._name}"
         )
         self.direct = is_direct(self._conn, await (await self._conn.execute(_calls.BACKEND)).fetchone())
 

@@ -65,9 +65,7 @@ class Session(threading.Thread):
         tries = 0
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(
-                    self._dsn, autocommit=True, prepare_threshold=None, application_name="durable session"
-                ) as conn:
+                with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
                     self._channel = ""
                     self._direct = is_direct(conn, conn.execute(_calls.BACKEND).fetchone())
                     self._keep(conn)
