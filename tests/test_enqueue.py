@@ -244,7 +244,7 @@ def test_15_delayed_workflows_of_a_far_future_leave_the_tick_alone(db: Database)
 def test_an_unknown_queue_is_made_by_the_first_enqueue(db: Database) -> None:
     conn = db.connect()
     enqueue(conn, queue="orders")
-    assert rows(conn, "select queue from durable.queues") == [("orders",)]
+    assert ("orders",) in rows(conn, "select queue from durable.queues")
     assert claim(conn) == []
     assert claim_one(conn, queues=["default", "orders"]).queue == "orders"
 
