@@ -41,18 +41,24 @@ declare
   v_first integer := floor(random() * v_queues);
   v_got integer;
 begin
-  perform durable._require(max_workflows >= 0,
-    format('worker %L: max_workflows must be 0 or more, not %s', worker, coalesce(max_workflows::text, 'NULL')),
-    'Pass the number of free slots.');
+  if (max_workflows >= 0) is not true then
+    perform durable._require(false,
+      format('worker %L: max_workflows must be 0 or more, not %s', worker, coalesce(max_workflows::text, 'NULL')),
+      'Pass the number of free slots.');
+  end if;
   if v_queues is null or array_position(claim.queues, null) is not null then
     perform durable._check_queues(worker, claim.queues);
   end if;
   for i in 0 .. v_queues - 1 loop
     v_queue := claim.queues[1 + (v_first + i) % v_queues];
-    perform durable._advance_lanes(v_queue);
+    if exists (
+        select from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+        where n.queue = v_queue and durable._is_due(m, pg_sequence_last_value('durable.ready_seq'), v_now)) then
+      perform durable._advance_lanes(v_queue);
+    end if;
     for v_lane in
       -- A short stretch that may still get rows is cheaper to read than to sweep.
-      select n.priority,
+      select distinct n.priority,
         coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
       from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
       where n.queue = v_queue order by n.priority

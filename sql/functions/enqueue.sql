@@ -93,16 +93,6 @@ begin
 end
 $$;
 
-create function durable._add_lanes(queues text[], priority smallint)
-returns void language plpgsql as $$
-#variable_conflict use_column
-begin
-  insert into durable.queues (queue) select distinct q from unnest(_add_lanes.queues) as q order by q on conflict do nothing;
-  insert into durable.lanes (queue, priority) select distinct q, _add_lanes.priority from unnest(_add_lanes.queues) as q
-  order by q on conflict do nothing;
-end
-$$;
-
 create function durable._enqueue(
   workflow text, inputs jsonb[], queue text, keys text[], priority integer,
   run_at timestamptz, max_attempts integer, timeout interval, tags jsonb
@@ -119,7 +109,7 @@ begin
   if not exists (
     select from durable.lanes n where n.queue = _enqueue.queue and n.priority = _enqueue.priority::smallint
   ) then
-    perform durable._add_lanes(array[_enqueue.queue], _enqueue.priority::smallint);
+    perform durable._add_lane(_enqueue.queue, _enqueue.priority::smallint);
   end if;
 
   v_ids := array(select durable._new_id() from generate_series(1, cardinality(inputs)));

@@ -1,4 +1,39 @@
+-- Adds a lane that the caller does not see, without waiting for others who do the same.
+create function durable._add_lane(queue text, priority smallint)
+returns void language plpgsql as $$
+begin
+  insert into durable.lanes (queue, priority) values (_add_lane.queue, _add_lane.priority);
+  if pg_try_advisory_xact_lock(hashtext('durable.queues'), hashtext(_add_lane.queue)) then
+    insert into durable.queues (queue) values (_add_lane.queue) on conflict do nothing;
+  end if;
+end
+$$;
+
+-- Removes lanes that were added more than once, and adds the queues that nobody could add without waiting.
+create function durable._tidy_lanes()
+returns integer language plpgsql as $$
+declare
+  v_double integer;
+begin
+  delete from durable.lanes n using durable.lanes o
+  where o.queue = n.queue and o.priority = n.priority and o.ctid < n.ctid;
+  get diagnostics v_double = row_count;
+  insert into durable.queues (queue)
+  select distinct n.queue from durable.lanes n
+  where not exists (select from durable.queues q where q.queue = n.queue)
+  on conflict do nothing;
+  return v_double;
+end
+$$;
+
 -- Moving the claim cursor; the rules stand with durable.lane_marks.
+
+-- Whether a mark (null when there is none yet) may have to move.
+create function durable._is_due(mark durable.lane_marks, seq bigint, at timestamptz)
+returns boolean language sql immutable as $$
+  select mark.queue is null or mark.advanced_at < at - interval '100 milliseconds'
+    and (mark.seen_seq + 1000 <= seq or mark.safe_seq < mark.seen_seq or mark.safe_seq < mark.start_seq or mark.sweep_at <= at)
+$$;
 
 -- The first place in a lane after p_after and up to p_until that is ready; null when there is none.
 create function durable._first_ready(p_queue text, p_priority smallint, p_after bigint, p_until bigint)
@@ -11,34 +46,27 @@ begin
 end
 $$;
 
--- Called by each claim. Does something at most every 100 ms, for one claimer at a time, and only when places were taken
--- since the last time.
+-- Does something for one claimer at a time, and only when places were taken since the last time. durable.claim() calls
+-- it when a lane is due, which is at most every 100 ms.
 create function durable._advance_lanes(p_queue text)
 returns void language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_seq bigint;
-  v_xid xid8;
   v_lane record;
 begin
-  if not exists (
-      select from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
-      where n.queue = p_queue and (m.queue is null or m.advanced_at < v_now - interval '100 milliseconds'))
-    -- An xid that was assigned before the place is read proves nothing.
-    or pg_current_xact_id_if_assigned() is not null
+  -- An xid that was assigned before the place is read proves nothing.
+  if pg_current_xact_id_if_assigned() is not null
     or not pg_try_advisory_xact_lock(hashtext('durable.lanes'), hashtext(p_queue)) then
     return;
   end if;
   v_seq := coalesce(pg_sequence_last_value('durable.ready_seq'), 0);
   for v_lane in
-    select n.priority, m.*
-    from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
-    where n.queue = p_queue
-      and (m.queue is null or m.advanced_at < v_now - interval '100 milliseconds'
-           and (m.seen_seq + 1000 <= v_seq or m.safe_seq < m.seen_seq or m.safe_seq < m.start_seq or m.sweep_at <= v_now))
+    select distinct n.priority from durable.lanes n
+    left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+    where n.queue = p_queue and durable._is_due(m, v_seq, v_now)
   loop
-    v_xid := pg_current_xact_id();
-    perform durable._advance_lane(p_queue, v_lane.priority, v_seq, v_xid, v_now);
+    perform durable._advance_lane(p_queue, v_lane.priority, v_seq, pg_current_xact_id(), v_now);
   end loop;
 end
 $$;

@@ -80,7 +80,7 @@ begin
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array '{recovered,woken,timed_out,partitions}'::text[] loop
+  foreach v_part in array '{recovered,woken,timed_out,partitions,lanes}'::text[] loop
     -- One part that fails does not stop the others.
     begin
       v_done := case v_part
@@ -88,6 +88,7 @@ begin
         when 'woken' then durable._wake_due(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
+        when 'lanes' then durable._tidy_lanes()
       end;
       v_report := v_report || jsonb_build_object(v_part, v_done);
     exception when others then
@@ -107,7 +108,7 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead. Each '
+  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies the lanes of queues. Each '
   'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error; next_in_ms, the '
   'milliseconds until something is due (null for nothing); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '

@@ -16,8 +16,6 @@ begin
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
     perform durable._check_queues(worker, queues);
-    -- A queue that has workers has its first lane, so that its first enqueue need not make it.
-    perform durable._add_lanes(queues, 0::smallint);
     insert into durable.workers (name, queues, expires_at) values (worker, queues, clock_timestamp() + durable._lease())
     on conflict do nothing;
   end loop;

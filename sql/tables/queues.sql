@@ -9,13 +9,14 @@ comment on table durable.queues is
 comment on column durable.queues.queue is 'The name, 1 to 200 characters.';
 comment on column durable.queues.created_at is 'When it was first used.';
 
--- A lane is the line of one priority in one queue. Claims go through the lanes of a queue in order.
+-- A lane is the line of one priority in one queue. Claims go through the lanes of a queue in order. Not unique: with a
+-- constraint, the first enqueue into a lane would keep all others waiting until its transaction is over. Whoever does not
+-- see the lane adds it, and the tick removes what is double.
 create table durable.lanes (
   queue text not null,
-  priority smallint not null,
-  constraint lanes_pkey primary key (queue, priority),
-  constraint lanes_queue_fkey foreign key (queue) references durable.queues (queue)
+  priority smallint not null
 );
+create index lanes_idx on durable.lanes (queue, priority);
 -- Most use this one; there at once, so that nobody's first enqueue has to wait for another's transaction.
 insert into durable.queues (queue) values ('default');
 insert into durable.lanes (queue, priority) values ('default', 0);
