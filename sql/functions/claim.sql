@@ -1,15 +1,17 @@
--- Everything that a replay needs, in the order in which it happened. Large outputs are left out and fetched one by one
--- with durable.step_result(): jsonb holds 256 MB at the most.
+-- Everything that a replay needs, in the order in which it happened. Outputs that are large, alone or together, are left
+-- out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most.
 create function durable._steps(workflow_id uuid)
 returns jsonb language sql stable as $$
   select coalesce(jsonb_agg(s.step order by s.at), '[]') from (
-    select c.completed_at as at, jsonb_strip_nulls(jsonb_build_object(
-        'step_name', c.step_name, 'status', c.status, 'attempt', c.attempt,
-        'omitted', case when pg_column_size(c.output) > 100000 then true end))
+    select c.completed_at as at, jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
       || case when c.status = 'error' then jsonb_build_object('error', c.error)
-         when pg_column_size(c.output) > 100000 then '{}'
+         when c.size > 100000 or c.total > 32000000 then '{"omitted": true}'
          else jsonb_build_object('output', c.output) end as step
-    from durable.checkpoints c where c.workflow_id = _steps.workflow_id
+    from (
+      select s.*, sum(s.size) over (order by s.completed_at, s.step_name) as total
+      -- As text, for the size of the column is that of its compressed form.
+      from (select k.*, octet_length(k.output::text) as size from durable.checkpoints k
+            where k.workflow_id = _steps.workflow_id) s) c
     union all
     select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
       'at_most_once', o.at_most_once, 'error', o.error,
@@ -38,16 +40,13 @@ declare
   v_lane record;
   v_queues integer := cardinality(claim.queues);
   -- Start anywhere in the list, so that a long queue does not starve the ones behind it.
-  v_first integer := floor(random() * v_queues);
+  v_first integer := floor(random() * v_queues)::integer;
   v_got integer;
 begin
   if (max_workflows >= 0) is not true then
     perform durable._require(false,
       format('worker %L: max_workflows must be 0 or more, not %s', worker, coalesce(max_workflows::text, 'NULL')),
       'Pass the number of free slots.');
-  end if;
-  if v_queues is null or array_position(claim.queues, null) is not null then
-    perform durable._check_queues(worker, claim.queues);
   end if;
   for i in 0 .. v_queues - 1 loop
     v_queue := claim.queues[1 + (v_first + i) % v_queues];

@@ -17,8 +17,9 @@ declare
     when (max_attempts >= 1) is not true then array[
       format('workflow %L: max_attempts must be at least 1, not %s', workflow, coalesce(max_attempts::text, 'NULL')),
       'Use 1 for no retry.']
-    when timeout <= interval '0' then array[
-      format('workflow %L: the timeout must be positive, not %s', workflow, timeout), 'Leave it out for no timeout.']
+    when timeout <= interval '0' or timeout > durable._longest() then array[
+      format('workflow %L: the timeout must be positive and at most 100 years, not %s', workflow, timeout),
+      'Leave it out for no timeout.']
     when (jsonb_typeof(tags) = 'object') is not true then array[
       format('workflow %L: tags must be a JSON object', workflow), 'For example ''{"tenant": "acme"}''.']
     end;

@@ -44,6 +44,10 @@ begin
 end
 $$;
 
+-- The longest time that any argument or setting may span.
+create function durable._longest()
+returns interval language sql immutable parallel safe as $$ select interval '100 years' $$;
+
 create function durable._require(ok boolean, message text, hint text)
 returns void language plpgsql as $$
 begin

@@ -16,7 +16,7 @@ returns text language plpgsql as $$
 declare
   v_row durable.live_workflows;
 begin
-  if error is null or (retry_in is not null and not isfinite(retry_in)) then
+  if error is null or retry_in > durable._longest() then
     return 'WF005';
   elsif pg_column_size(error) > durable._max_payload() then
     return 'WF006';
@@ -33,7 +33,7 @@ begin
   update durable.live_workflows l
   set status = 'pending', lease = null, worker_id = null, failed_lease = l.lease, failures = l.failures + 1, attempt = l.attempt + 1, replay = true,
     error = _fail.error, wake_at = clock_timestamp() + coalesce(
-      greatest(retry_in, interval '0'),
+      case when retry_in < interval '0' then interval '0' else retry_in end,
       durable._retry_delay(l.failures + 1, durable._setting('retry_initial')::interval,
         durable._setting('retry_backoff')::double precision, durable._setting('retry_max')::interval))
   where l.workflow_id = _fail.workflow_id;
@@ -49,12 +49,13 @@ returns table (item integer, outcome text) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
 set plan_cache_mode = force_generic_plan as $$
 declare
-  v_outcomes text[] := array_fill('ok'::text, array[cardinality(workflow_ids)]);
+  v_outcomes text[];
   v_item record;
 begin
   perform durable._check_lengths('workflow_ids, leases, errors, retry_in, retryable',
     cardinality(workflow_ids), cardinality(leases), cardinality(errors),
     coalesce(cardinality(retry_in), cardinality(workflow_ids)), coalesce(cardinality(retryable), cardinality(workflow_ids)));
+  v_outcomes := array_fill('ok'::text, array[cardinality(workflow_ids)]);
   for v_item in
     select * from unnest(workflow_ids, leases, errors, retry_in, retryable) with ordinality
       as i(workflow_id, lease, error, retry_in, retryable, n) order by i.workflow_id

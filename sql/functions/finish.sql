@@ -42,17 +42,15 @@ create function durable._complete(workflow_ids uuid[], leases bigint[], outputs 
 returns table (item integer, outcome text) language plpgsql as $$
 declare
   v_limit bigint := durable._max_payload();
-  v_finished uuid[];
   v_too_large boolean[];
 begin
   if not exists (select from unnest(outputs) as o where pg_column_size(o) > v_limit) then
-    v_finished := durable._finish(workflow_ids, leases, 'completed', outputs, null);
-    if cardinality(v_finished) = cardinality(workflow_ids) then
+    if cardinality(durable._finish(workflow_ids, leases, 'completed', outputs, null)) = cardinality(workflow_ids) then
       return;
     end if;
   else
     v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
-    select durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null) into v_finished
+    perform durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null)
     from unnest(workflow_ids, leases, outputs, v_too_large) as i(workflow_id, lease, output, too_large)
     where not i.too_large;
   end if;
@@ -60,8 +58,7 @@ begin
   select o.item, o.outcome from (
     select i.n::integer as item,
       case when i.too_large then 'WF006' else durable._why_lost(i.workflow_id, i.lease, 'completed') end as outcome
-    from unnest(workflow_ids, leases, v_too_large) with ordinality as i(workflow_id, lease, too_large, n)
-    where i.workflow_id <> all(coalesce(v_finished, '{}'))) o
+    from unnest(workflow_ids, leases, v_too_large) with ordinality as i(workflow_id, lease, too_large, n)) o
   where o.outcome <> 'ok'
   order by o.item;
 end

@@ -3,7 +3,7 @@
 create function durable._new_id()
 returns uuid language plpgsql volatile parallel safe as $$
 declare
-  v_us bigint := extract(epoch from clock_timestamp()) * 1000000;
+  v_us bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
 begin
   return (lpad(to_hex(v_us / 1000), 12, '0') || to_hex(28672 + (v_us % 1000) * 4096 / 1000)
     || substr(gen_random_uuid()::text, 20))::uuid;

@@ -68,7 +68,14 @@ begin
       order by d.worker_id limit 1000 for update skip locked))
     returning w.worker_id
   )
-  delete from durable.idle_workers i using dead d where i.worker_id = d.worker_id;
+  select array_agg(d.worker_id) into v_free from dead d;
+  -- Not waiting for a claim of theirs that is still open; what it holds is deleted another time.
+  delete from durable.idle_workers i
+  where i.ctid = any(array(
+    select o.ctid from durable.idle_workers o
+    where o.worker_id = any(v_free)
+      or exists (select from durable.workers w where w.worker_id = o.worker_id and w.died_at is not null)
+    for update skip locked));
 
   delete from durable.workers w
   where w.worker_id = any(array(

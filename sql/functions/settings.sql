@@ -38,7 +38,7 @@ begin
     case v_type
       when 'interval'::regtype then
         v_seconds := extract(epoch from configure.value::interval);
-        v_ok := v_seconds >= 0 and v_seconds < 'infinity'
+        v_ok := v_seconds >= 0 and configure.value::interval <= durable._longest()
           and (configure.name <> 'lease' or v_seconds >= 1);
       when 'double precision'::regtype then
         v_ok := configure.value::double precision between 1 and 1000;

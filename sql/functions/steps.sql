@@ -24,6 +24,7 @@ begin
     from item i join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease
     where l.workflow_id = any(_checkpoint.workflow_ids)
       and char_length(i.step_name) between 1 and 500
+      and (i.elapsed_ms between 0 and 3000000000000) is not false and (i.attempt >= 1) is not false
       and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
     order by i.workflow_id, i.step_name
     on conflict do nothing
@@ -40,14 +41,15 @@ begin
   return query
   with item as (
     select i.*, (select c from durable.checkpoints c where c.workflow_id = i.workflow_id and c.step_name = i.step_name) as winner
-    from unnest(workflow_ids, leases, step_names, outputs, errors) with ordinality
-      as i(workflow_id, lease, step_name, output, error, n)
+    from unnest(workflow_ids, leases, step_names, outputs, errors, attempts, elapsed_ms) with ordinality
+      as i(workflow_id, lease, step_name, output, error, attempt, elapsed_ms, n)
     where not exists (
       select from unnest(v_stored_ids, v_stored_names) as s(workflow_id, step_name)
       where s.workflow_id = i.workflow_id and s.step_name = i.step_name)
   )
   select i.n::integer,
-    case when (char_length(i.step_name) between 1 and 500) is not true then 'WF005'
+    case when (char_length(i.step_name) between 1 and 500) is not true or i.attempt < 1
+        or i.elapsed_ms not between 0 and 3000000000000 then 'WF005'
       when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
         then durable._why_lost(i.workflow_id, i.lease)
@@ -163,31 +165,41 @@ comment on function durable.begin_step(uuid, bigint, text) is
 create function durable.start_step(
   workflow_id uuid, lease bigint, step_name text, attempt integer default 1
 )
-returns void language plpgsql security definer
+returns table (outcome text, output jsonb, error jsonb) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
 declare
   v_lease bigint;
 begin
+  perform durable._require(attempt >= 1, format('workflow %s, step %L: the attempt must be 1 or more', workflow_id, step_name),
+    'Count from 1.');
   perform durable._hold_lease(workflow_id, lease, step_name);
   insert into durable.open_steps (workflow_id, lease, started_at, attempt, at_most_once, step_name)
   values (workflow_id, lease, clock_timestamp(), attempt, true, step_name)
   on conflict on constraint open_steps_pkey do nothing;
-  if not found then
-    select o.lease into v_lease from durable.open_steps o
-    where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name and o.at_most_once;
-    if v_lease is distinct from lease then
-      perform durable._raise('WF008', format('workflow %s, step %L: it was interrupted', workflow_id, step_name),
-        'An earlier owner recorded its start and did not report its end; whether it took effect is not known. An at-most-once '
-        'step is not run again.',
-        'Find out what it did outside, then handle this error in the workflow, or store the right result with durable.checkpoint().');
-    end if;
+  -- Only now: the insert may have waited for an earlier owner to store the outcome.
+  return query
+  select 'exists', c.output, c.error
+  from durable.checkpoints c where c.workflow_id = start_step.workflow_id and c.step_name = start_step.step_name;
+  if found then
+    delete from durable.open_steps o where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name;
+    return;
   end if;
+  select o.lease into v_lease from durable.open_steps o
+  where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name and o.at_most_once;
+  if v_lease is distinct from lease then
+    perform durable._raise('WF008', format('workflow %s, step %L: it was interrupted', workflow_id, step_name),
+      'An earlier owner recorded its start and did not report its end; whether it took effect is not known. An at-most-once '
+      'step is not run again.',
+      'Find out what it did outside, then handle this error in the workflow, or store the right result with durable.checkpoint().');
+  end if;
+  return query select 'ok', null::jsonb, null::jsonb;
 end
 $$;
 comment on function durable.start_step(uuid, bigint, text, integer) is
-  'Records the start of an at-most-once step; run its body only after this is committed. Sending it again under the same '
-  'lease is harmless. Errors: WF008 when an earlier owner has started it, WF001, WF002, WF004, WF005.';
+  'Records the start of an at-most-once step; run its body only after this is committed. Returns ok, or exists with the stored '
+  'outcome when the step is already done: then do not run it. Sending it again under the same lease is harmless. '
+  'Errors: WF008 when an earlier owner has started it, WF001, WF002, WF004, WF005.';
 
 -- The wait before attempt + 1, with half of it left to chance so that those who failed together do not return together.
 create function durable._retry_delay(attempt integer, initial interval, backoff double precision, max_delay interval)
@@ -210,11 +222,20 @@ declare
   v_retry_at timestamptz;
 begin
   perform durable._require(error is not null and attempt >= 1 and max_attempts >= 1 and backoff between 1 and 1000
-      and initial >= interval '0' and max_delay >= interval '0' and isfinite(initial) and isfinite(max_delay),
+      and initial between interval '0' and durable._longest() and max_delay between interval '0' and durable._longest(),
     format('workflow %s, step %L: the error or the retry policy is not valid', workflow_id, step_name),
-    'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are not negative, error is not null.');
+    'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are 0 to 100 years, error is not null.');
   perform durable._hold_lease(workflow_id, lease, step_name);
-  if attempt >= max_attempts then
+  perform durable._require(not exists (
+      select from durable.checkpoints c
+      where c.workflow_id = fail_step.workflow_id and c.step_name = fail_step.step_name and c.status = 'completed'),
+    format('workflow %s, step %L: it is already completed', workflow_id, step_name), 'The first outcome of a step stands.');
+  -- What runs at most once has one attempt, whatever the policy says.
+  if attempt >= max_attempts or exists (
+      select from durable.open_steps o
+      where o.workflow_id = fail_step.workflow_id and o.step_name = fail_step.step_name and o.at_most_once)
+    or exists (
+      select from durable.checkpoints c where c.workflow_id = fail_step.workflow_id and c.step_name = fail_step.step_name) then
     select r.outcome into v_outcome from durable._checkpoint(
       array[workflow_id], array[lease], array[step_name], array[null::jsonb], array[error], array[attempt], null) r;
     if v_outcome <> 'exists' then

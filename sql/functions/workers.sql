@@ -8,6 +8,10 @@ returns integer language plpgsql as $$
 declare
   v_worker_id integer;
 begin
+  if (select bool_and(char_length(q) between 1 and 200 and q is not null) from unnest(queues) as q) is not true then
+    perform durable._require(false, format('worker %L: the queues must be a list of names of 1 to 200 characters', worker),
+      'For example ''{default}'', which is the default.');
+  end if;
   loop
     select w.worker_id into v_worker_id from durable.workers w where w.name = worker and w.died_at is null;
     if found then
@@ -15,19 +19,9 @@ begin
     end if;
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
-    perform durable._check_queues(worker, queues);
     insert into durable.workers (name, queues, expires_at) values (worker, queues, clock_timestamp() + durable._lease())
     on conflict do nothing;
   end loop;
-end
-$$;
-
-create function durable._check_queues(worker text, queues text[])
-returns void language plpgsql as $$
-begin
-  perform durable._require(cardinality(queues) > 0
-      and not exists (select from unnest(queues) as q where (char_length(q) between 1 and 200) is not true),
-    format('worker %L: the queues must be a list of names', worker), 'For example ''{default}'', which is the default.');
 end
 $$;
 
@@ -70,7 +64,13 @@ begin
   where w.name = heartbeat.worker and w.died_at is null;
 
   if jsonb_typeof(running_steps) = 'array' then
-    perform durable._open_running_steps(running_steps);
+    begin
+      perform durable._open_running_steps(running_steps);
+    exception when data_exception or integrity_constraint_violation or invalid_parameter_value then
+      -- The lease is renewed all the same.
+      raise warning 'worker %: its running steps cannot be shown: %', worker, sqlerrm
+        using hint = 'They are [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}].';
+    end;
   end if;
   return query
   select i.workflow_id, durable._why_lost(i.workflow_id, i.lease)

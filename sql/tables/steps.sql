@@ -14,6 +14,7 @@ create table durable.checkpoints (
   constraint checkpoints_is_outcome check (status in ('completed', 'error')),
   constraint checkpoints_error_iff_error check ((status = 'error') = (error is not null)),
   constraint checkpoints_output_if_completed check (output is null or status = 'completed'),
+  constraint checkpoints_attempt check (attempt >= 1),
   constraint checkpoints_step_name_length check (char_length(step_name) between 1 and 500)
 ) partition by range (workflow_id);
 -- The shape of each partition; see durable.finished_workflows_shape.

@@ -78,7 +78,10 @@ class AsyncEngine:
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
 
     async def start_step(self, run: Run, name: str) -> None:
-        await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
+        """Returns when the start is recorded; raises Stored when the step is already done."""
+        ((outcome, output, error),) = await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
+        if outcome == "exists":
+            raise Stored(output, error)
 
     async def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         """The wait before the next attempt in seconds; None after the last one."""
