@@ -22,7 +22,7 @@ returns void language plpgsql security definer set search_path = pg_catalog, pg_
 #variable_conflict use_column
 declare
   v_type regtype := (select d.type from durable.setting_defaults d where d.name = configure.name);
-  v_seconds double precision;
+  v_seconds numeric;
   v_ok boolean;
 begin
   if v_type is null then

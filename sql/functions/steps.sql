@@ -165,7 +165,7 @@ comment on function durable.begin_step(uuid, bigint, text) is
 create function durable.start_step(
   workflow_id uuid, lease bigint, step_name text, attempt integer default 1
 )
-returns table (outcome text, output jsonb, error jsonb) language plpgsql security definer
+returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
 declare
@@ -178,12 +178,11 @@ begin
   values (workflow_id, lease, clock_timestamp(), attempt, true, step_name)
   on conflict on constraint open_steps_pkey do nothing;
   -- Only now: the insert may have waited for an earlier owner to store the outcome.
-  return query
-  select 'exists', c.output, c.error
-  from durable.checkpoints c where c.workflow_id = start_step.workflow_id and c.step_name = start_step.step_name;
-  if found then
-    delete from durable.open_steps o where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name;
-    return;
+  if exists (
+      select from durable.checkpoints c
+      where c.workflow_id = start_step.workflow_id and c.step_name = start_step.step_name) then
+    perform durable._raise('WF008', format('workflow %s, step %L: it is already done', workflow_id, step_name),
+      'An at-most-once step is not run again.', 'Go on with its outcome: select * from durable.step_result(…).');
   end if;
   select o.lease into v_lease from durable.open_steps o
   where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name and o.at_most_once;
@@ -193,13 +192,12 @@ begin
       'step is not run again.',
       'Find out what it did outside, then handle this error in the workflow, or store the right result with durable.checkpoint().');
   end if;
-  return query select 'ok', null::jsonb, null::jsonb;
 end
 $$;
 comment on function durable.start_step(uuid, bigint, text, integer) is
-  'Records the start of an at-most-once step; run its body only after this is committed. Returns ok, or exists with the stored '
-  'outcome when the step is already done: then do not run it. Sending it again under the same lease is harmless. '
-  'Errors: WF008 when an earlier owner has started it, WF001, WF002, WF004, WF005.';
+  'Records the start of an at-most-once step; run its body only after this is committed. Sending it again under the same '
+  'lease is harmless. Errors: WF008 when an earlier owner has started it, or it is done (durable.step_result() has the '
+  'outcome), WF001, WF002, WF004, WF005.';
 
 -- The wait before attempt + 1, with half of it left to chance so that those who failed together do not return together.
 create function durable._retry_delay(attempt integer, initial interval, backoff double precision, max_delay interval)

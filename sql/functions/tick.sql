@@ -50,18 +50,18 @@ $$;
 create function durable._next_turn(worker text)
 returns integer language plpgsql stable as $$
 declare
-  v_slot constant double precision := 0.5;
-  v_count integer;
-  v_rank integer;
-  v_period double precision;
+  v_slot constant numeric := 0.5;
+  v_count bigint;
+  v_rank bigint;
+  v_period numeric;
   v_wait numeric;
 begin
   select count(*), count(*) filter (where w.worker_id < (
       select o.worker_id from durable.workers o where o.name = worker and o.died_at is null))
     into v_count, v_rank from durable.workers w where w.died_at is null;
   v_period := greatest(v_count * v_slot, 0.85);
-  v_wait := v_period - mod((extract(epoch from clock_timestamp()) - v_rank * v_slot)::numeric, v_period::numeric);
-  return ceil(1000 * case when v_wait < v_slot / 2 then v_wait + v_period else v_wait end);
+  v_wait := v_period - mod(extract(epoch from clock_timestamp()) - v_rank * v_slot, v_period);
+  return ceil(1000 * case when v_wait < v_slot / 2 then v_wait + v_period else v_wait end)::integer;
 end
 $$;
 

@@ -35,7 +35,7 @@ CHECKPOINT_ONE = (
     "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
 )
 BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
-START_STEP = "select outcome, output::text, error::text from durable.start_step(%s, %s, %s)"
+START_STEP = "select durable.start_step(%s, %s, %s)"
 FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
@@ -69,7 +69,7 @@ CHECKPOINT_ONE = (
     "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
 )
 BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
-START_STEP = "select outcome, output::text, error::text from durable.start_step(%s, %s, %s)"
+START_STEP = "select durable.start_step(%s, %s, %s)"
 FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"

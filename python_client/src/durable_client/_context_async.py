@@ -33,6 +33,13 @@ def _clock(run: Run) -> datetime:
 _NOW: Step[[Run], datetime] = Step(_clock, "now")
 
 
+_INTERRUPTED = {
+    "type": "StepInterrupted",
+    "code": "WF008",
+    "message": "it was begun before a crash and may have taken effect",
+}
+
+
 class AsyncContext:
     """One run of a workflow. Every step goes through it, and is skipped when its outcome is already stored.
 
@@ -140,18 +147,14 @@ class AsyncContext:
                 if stored.status != "running":
                     return await self._recall(step, name, stored)
                 if stored.at_most_once:
-                    error = {
-                        "type": "StepInterrupted",
-                        "message": "it was begun before a crash and may have taken effect",
-                    }
-                    raise step_failed(run.workflow_id, name, {**error, "code": "WF008"})
+                    raise step_failed(run.workflow_id, name, _INTERRUPTED)
                 attempt = stored.attempt
                 await asyncio.sleep(stored.retry_in)
         while True:
             run.check()
             try:
-                if step.at_most_once:
-                    await self._engine.start_step(run, name)
+                if step.at_most_once and not await self._engine.start_step(run, name):
+                    raise Stored(None, json.dumps(_INTERRUPTED))
                 token = run.enter(name, attempt)
                 try:
                     return await how(step, name, attempt, args, kwargs)

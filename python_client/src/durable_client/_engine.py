@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from . import _calls
 from ._definitions import Step
 from ._durations import seconds
-from ._errors import DurableError, from_database
+from ._errors import DurableError, StepInterrupted, from_database
 from ._invoke import in_thread, invoke, invoke_async, on_loop
 from ._link import Link
 from ._outcome import Stored, for_owner
@@ -77,11 +77,17 @@ class AsyncEngine:
         self.pool.open()
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
 
-    async def start_step(self, run: Run, name: str) -> None:
-        """Returns when the start is recorded; raises Stored when the step is already done."""
-        ((outcome, output, error),) = await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
-        if outcome == "exists":
-            raise Stored(output, error)
+    async def start_step(self, run: Run, name: str) -> bool:
+        """Whether the start is recorded; False when an earlier owner has begun the step. Raises Stored when it is done."""
+        try:
+            await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
+        except psycopg.Error as error:
+            if error.sqlstate != StepInterrupted.code:
+                raise
+            for _, output, stored in await self._call(_calls.STEP_RESULT, (run.workflow_id, name)):
+                raise Stored(output, stored) from None
+            return False
+        return True
 
     async def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         """The wait before the next attempt in seconds; None after the last one."""
@@ -189,8 +195,9 @@ class ThreadEngine:
             return on_loop(self._engine.loop, self._engine.transact(run, step, name, attempt, args, kwargs))
         return self._engine.transact_here(run, step, name, attempt, args, kwargs)
 
-    def start_step(self, run: Run, name: str) -> None:
-        on_loop(self._engine.loop, self._engine.start_step(run, name))
+    def start_step(self, run: Run, name: str) -> bool:
+        recorded: bool = on_loop(self._engine.loop, self._engine.start_step(run, name))
+        return recorded
 
     def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         wait: float | None = on_loop(self._engine.loop, self._engine.fail_step(run, name, error, attempt, limit, retry))
