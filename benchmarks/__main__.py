@@ -13,7 +13,7 @@ from typing import NoReturn
 from benchmarks import machine, report, systems
 from benchmarks.bench import Bench
 from benchmarks.cluster import Cluster, find_postgres
-from benchmarks.measurement import Mode, Run
+from benchmarks.measurement import Measurement, Mode, Run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.workload import ORDER, charge
 
@@ -55,12 +55,15 @@ def _run(args: argparse.Namespace) -> None:
     with Cluster(args.postgres_bin or find_postgres()) as cluster:
         described = machine.describe(cluster.data_dir)
         bench = Bench(cluster, args.systems, args.quick)
-        measurements = []
+        measurements: list[Measurement] = []
+        bystanders: dict[str, float] = {}
         for scenario in scenarios:
             bench.log(scenario.title)
+            others = machine.Bystanders()
             for measurement in scenario.run(bench):
                 bench.log(f"  {measurement.system:8}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
                 measurements.append(measurement)
+            bystanders[scenario.name] = round(others.share(), 3)
         result = Run(
             mode=mode,
             started_at=started_at.isoformat(timespec="seconds"),
@@ -69,6 +72,7 @@ def _run(args: argparse.Namespace) -> None:
             versions={"postgres": cluster.server_version(), **machine.versions()},
             postgres=cluster.settings(),
             payload={"input": ORDER, "step output": charge(ORDER), "output": charge(ORDER)},
+            bystanders=bystanders,
             measurements=measurements,
         )
     path = args.output or RESULTS / f"{started_at:%Y%m%d-%H%M%S}-{mode}.json"

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import cpu_seconds_of
+
 DISTRIBUTIONS = ("durable-client", "absurd-sdk", "absurdctl", "dbos", "psycopg", "uvloop")
 
 
@@ -26,6 +28,24 @@ def describe(data_dir: Path) -> dict[str, Any]:
         "fdatasync_us": round(_fdatasync_us(data_dir)),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+class Bystanders:
+    """What share of the processors goes to processes that are not of this benchmark, from now until ``share()``."""
+
+    def __init__(self) -> None:
+        self._started = self._look()
+
+    def share(self) -> float:
+        busy, ours, capacity = (now - then for now, then in zip(self._look(), self._started, strict=True))
+        return max(0.0, busy - ours) / capacity
+
+    def _look(self) -> tuple[float, float, float]:
+        """Seconds that all processors were busy, that our processes took of it, and that there were in all."""
+        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        per_second = os.sysconf("SC_CLK_TCK")
+        idle = ticks[3] + ticks[4]
+        return (sum(ticks) - idle) / per_second, cpu_seconds_of(os.getpid()), sum(ticks) / per_second
 
 
 def versions() -> dict[str, str]:

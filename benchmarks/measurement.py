@@ -71,6 +71,7 @@ class Run:
     versions: dict[str, str]
     postgres: dict[str, str]
     payload: dict[str, Any]
+    bystanders: dict[str, float]  # by scenario, the share of the processors that went to other processes
     measurements: list[Measurement]
 
     def save(self, path: Path) -> None:

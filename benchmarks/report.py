@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from benchmarks import systems
 from benchmarks.measurement import Measurement, Run
 
+# From here on a run says how much other processes had of the processors.
+DISTURBED = 0.05
 Rows = dict[tuple[str, str], dict[str, Measurement]]
 
 
@@ -98,6 +100,10 @@ def _conditions(run: Run) -> Iterable[str]:
     )
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
     yield "Postgres: " + ", ".join(f"{name} = {value}" for name, value in run.postgres.items()) + "."
+    disturbed = {name: share for name, share in run.bystanders.items() if share >= DISTURBED}
+    if disturbed:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in disturbed.items())
+        yield f"**Disturbed**: other processes had a share of the processors: {shares}."
     yield "In brackets: how many times better durable is."
 
 

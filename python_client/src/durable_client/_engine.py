@@ -78,7 +78,7 @@ class AsyncEngine:
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
 
     async def start_step(self, run: Run, name: str) -> bool:
-        """Whether the start is recorded; False when an earlier owner has begun the step. Raises Stored when it is done."""
+        """Whether the start is recorded; False when an earlier owner began the step. Raises Stored when it is done."""
         try:
             await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
         except psycopg.Error as error:
