@@ -75,6 +75,7 @@ def _run(args: argparse.Namespace) -> None:
             bystanders=bystanders,
             measurements=measurements,
         )
+    RESULTS.mkdir(exist_ok=True)
     path = args.output or RESULTS / f"{started_at:%Y%m%d-%H%M%S}-{mode}.json"
     result.save(path)
     table = report.render(result)
