@@ -14,7 +14,7 @@ ISOLATION = $(patsubst tests/isolation/specs/%.spec,%,$(wildcard tests/isolation
 ISOLATION_OPTS = --inputdir=tests/isolation --outputdir=build/isolation --load-extension=durable
 
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 include $(PGXS)
 
 all: $(PLAIN)

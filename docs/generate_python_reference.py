@@ -15,6 +15,7 @@ PAGES = {
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],
+    "A Postgres to try things out": ["EmbeddedPostgres"],
     "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncClient"],
 }
 ERRORS = "Errors"

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import psycopg
-from durable_client._embedded import EmbeddedPostgres
+from durable_client import EmbeddedPostgres
 
 from .display import Display
 from .intake import taking_orders

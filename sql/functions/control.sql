@@ -41,15 +41,14 @@ begin
     end if;
     return false;
   end if;
+  -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
   perform durable._forget_failed_steps(workflow_id, v_row.error);
-  -- Whoever retries a workflow that an interrupted step has failed decides that this step may run again.
-  delete from durable.open_steps o where o.workflow_id = retry.workflow_id and o.step_name = v_row.error ->> 'step';
   perform pg_current_xact_id();
   insert into durable.live_workflows (workflow_id, ready_seq, created_at, started_at, attempt, max_attempts, priority, replay,
-    status, timeout, name, queue, key, tags, input, error)
+    status, timeout, name, queue, key, tags, input)
   values (v_row.workflow_id, nextval('durable.ready_seq'), v_row.created_at, v_row.started_at, v_row.attempt + 1,
     v_row.max_attempts, v_row.priority, true, 'pending', v_row.timeout, v_row.name, v_row.queue, v_row.key, v_row.tags,
-    v_row.input, v_row.error);
+    v_row.input);
   perform durable._ring(v_row.queue, 1);
   return true;
 end

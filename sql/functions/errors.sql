@@ -13,7 +13,7 @@ returns void language plpgsql as $$
 begin
   perform durable._raise('WF001', format('workflow %s not found', coalesce(workflow_id::text, 'NULL')),
     'No workflow with this id is stored, neither unfinished nor in the history.',
-    'Check the id, and whether the history of that time was already removed by retention.');
+    'Check the id and the database.');
 end
 $$;
 

@@ -7,6 +7,7 @@ create function durable._finish(
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
+  v_now timestamptz := clock_timestamp();
   v_finished uuid[];
 begin
   perform durable._ensure_partitions(workflow_ids);
@@ -21,7 +22,7 @@ begin
   ), finished as (
     insert into durable.finished_workflows (workflow_id, lease, created_at, started_at, completed_at, deadline, worker_id,
       attempt, failures, crashes, max_attempts, priority, status, timeout, name, queue, key, tags, input, output, error)
-    select g.workflow_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, now(), g.deadline,
+    select g.workflow_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, v_now, g.deadline,
       g.worker_id, g.attempt, g.failures + (_finish.status = 'failed' and _finish.leases is not null)::integer, g.crashes,
       g.max_attempts, g.priority, _finish.status, g.timeout, g.name, g.queue, g.key, g.tags, g.input, g.output, g.final_error
     from gone g
@@ -29,8 +30,14 @@ begin
   ), closed as (
     delete from durable.open_steps o using finished f
     where o.workflow_id = any(_finish.workflow_ids) and o.workflow_id = f.workflow_id
-      -- What ran at most once must not run again after a retry.
-      and (_finish.status = 'completed' or not o.at_most_once)
+    returning o.*
+  ), interrupted as (
+    -- What may have happened once stays on record, and does not run again after a retry.
+    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, error)
+    select c.workflow_id, c.started_at, v_now, c.attempt, 'error', c.step_name, jsonb_build_object(
+      'code', 'WF008', 'type', 'StepInterrupted', 'message', 'it was begun, and its end was never reported')
+    from closed c where c.at_most_once
+    on conflict do nothing
   )
   select array_agg(f.workflow_id) into v_finished from finished f;
   return v_finished;

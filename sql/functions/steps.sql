@@ -7,6 +7,8 @@ returns table (item integer, outcome text, output jsonb, error jsonb) language p
 #variable_conflict use_column
 declare
   v_limit bigint := durable._max_payload();
+  -- Not now(), which is when a transactional step began.
+  v_now timestamptz := clock_timestamp();
   v_stored_ids uuid[];
   v_stored_names text[];
 begin
@@ -18,7 +20,7 @@ begin
       as i(workflow_id, lease, step_name, output, error, attempt, elapsed_ms)
   ), stored as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
-    select i.workflow_id, now() - i.elapsed_ms * interval '1 millisecond', now(), coalesce(i.attempt, 1),
+    select i.workflow_id, v_now - i.elapsed_ms * interval '1 millisecond', v_now, coalesce(i.attempt, 1),
       case when i.error is null then 'completed' else 'error' end::durable.step_status, i.step_name,
       case when i.error is null then i.output end, i.error
     from item i join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease

@@ -6,6 +6,7 @@ from ._client_async import AsyncClient, AsyncHandle
 from ._context import Context
 from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
+from ._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from ._errors import (
     DurableError,
     InvalidArgument,
@@ -38,6 +39,8 @@ __all__ = [
     "Context",
     "Durable",
     "DurableError",
+    "EmbeddedPostgres",
+    "EmbeddedPostgresError",
     "Handle",
     "InvalidArgument",
     "KeyConflict",

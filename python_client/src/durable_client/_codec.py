@@ -50,6 +50,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, set | frozenset):
         return list(value)
+    if inspect.isawaitable(value):
+        raise TypeError("it is not awaited; write `await` before the call")
     raise TypeError(f"a value of type {type(value).__qualname__} cannot be stored as JSON")
 
 

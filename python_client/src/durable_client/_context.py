@@ -19,7 +19,7 @@ from ._calls import StoredStep
 from ._definitions import Step, as_step
 from ._engine import ThreadEngine
 from ._errors import DurableError, InvalidArgument, PayloadTooLarge, step_failed
-from ._outcome import Stored, error_json, short_error_json
+from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
 from ._run import Run, in_step
 
 P = ParamSpec("P")
@@ -31,13 +31,6 @@ def _clock(run: Run) -> datetime:
 
 
 _NOW: Step[[Run], datetime] = Step(_clock, "now")
-
-
-_INTERRUPTED = {
-    "type": "StepInterrupted",
-    "code": "WF008",
-    "message": "it was begun before a crash and may have taken effect",
-}
 
 
 class Context:
@@ -147,14 +140,16 @@ class Context:
                 if stored.status != "running":
                     return self._recall(step, name, stored)
                 if stored.at_most_once:
-                    raise step_failed(run.workflow_id, name, _INTERRUPTED)
+                    raise step_failed(run.workflow_id, name, INTERRUPTED)
                 attempt = stored.attempt
                 time.sleep(stored.retry_in)
         while True:
             run.check()
+            if step.at_most_once:
+                known = self._engine.start_step(run, name)
+                if known is not None:
+                    return self._outcome(step, name, known)
             try:
-                if step.at_most_once and not self._engine.start_step(run, name):
-                    raise Stored(None, json.dumps(_INTERRUPTED))
                 token = run.enter(name, attempt)
                 try:
                     return how(step, name, attempt, args, kwargs)

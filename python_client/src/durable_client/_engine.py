@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import json
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ._durations import seconds
 from ._errors import DurableError, StepInterrupted, from_database
 from ._invoke import in_thread, invoke, invoke_async, on_loop
 from ._link import Link
-from ._outcome import Stored, for_owner
+from ._outcome import INTERRUPTED, Stored, for_owner
 from ._retry import Retry
 from ._run import Run
 from ._transaction import run_transaction
@@ -77,17 +78,17 @@ class AsyncEngine:
         self.pool.open()
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
 
-    async def start_step(self, run: Run, name: str) -> bool:
-        """Whether the start is recorded; False when an earlier owner began the step. Raises Stored when it is done."""
+    async def start_step(self, run: Run, name: str) -> Stored | None:
+        """Returns None when the start is recorded, else what is known of the step: its outcome, or its start."""
         try:
             await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
         except psycopg.Error as error:
             if error.sqlstate != StepInterrupted.code:
                 raise
             for _, output, stored in await self._call(_calls.STEP_RESULT, (run.workflow_id, name)):
-                raise Stored(output, stored) from None
-            return False
-        return True
+                return Stored(output, stored)
+            return Stored(None, json.dumps(INTERRUPTED))
+        return None
 
     async def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         """The wait before the next attempt in seconds; None after the last one."""
@@ -195,9 +196,9 @@ class ThreadEngine:
             return on_loop(self._engine.loop, self._engine.transact(run, step, name, attempt, args, kwargs))
         return self._engine.transact_here(run, step, name, attempt, args, kwargs)
 
-    def start_step(self, run: Run, name: str) -> bool:
-        recorded: bool = on_loop(self._engine.loop, self._engine.start_step(run, name))
-        return recorded
+    def start_step(self, run: Run, name: str) -> Stored | None:
+        known: Stored | None = on_loop(self._engine.loop, self._engine.start_step(run, name))
+        return known
 
     def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         wait: float | None = on_loop(self._engine.loop, self._engine.fail_step(run, name, error, attempt, limit, retry))

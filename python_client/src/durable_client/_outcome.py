@@ -13,6 +13,13 @@ from ._run import WorkflowInterrupted
 _LONGEST_TEXT = 20_000
 
 
+INTERRUPTED = {
+    "type": "StepInterrupted",
+    "code": "WF008",
+    "message": "it was begun before a crash and may have taken effect",
+}
+
+
 class Stored(Exception):
     """A step has an outcome already, as JSON text: its output, or its error."""
 
@@ -47,6 +54,12 @@ def error_json(error: BaseException) -> str:
 def short_error_json(error: BaseException) -> str:
     """The same in a few hundred bytes, for when the whole cannot be stored."""
     return json.dumps({"type": _type_name(error)[:200], "message": _storable(_message(error))[:200]})
+
+
+def in_short(error: BaseException) -> str:
+    """One line for the log."""
+    text = _message(error).partition("\n")[0]
+    return f"{_type_name(error)}: {text[:1000]}"
 
 
 def _message(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from ._durations import Duration, seconds
 from ._engine import AsyncEngine, ThreadEngine
 from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
 from ._link import Link
-from ._outcome import error_json, for_owner, short_error_json
+from ._outcome import error_json, for_owner, in_short, short_error_json
 from ._run import Run, WorkflowInterrupted
 from ._schema import check_version
 from ._session import Session
@@ -273,7 +273,7 @@ class Worker:
 
     async def _report_failure(self, run: Run, error: BaseException) -> None:
         text, short = error_json(error), short_error_json(error)
-        log.warning("workflow %s (%s), attempt %d failed: %s", run.workflow_id, run.name, run.attempt, short)
+        log.warning("workflow %s (%s), attempt %d failed: %s", run.workflow_id, run.name, run.attempt, in_short(error))
         # Trying again would not make an input fit, or an output storable, or tell what an interrupted step did.
         retryable = not isinstance(error, InvalidArgument | StepInterrupted)
         outcome = "WF006"

@@ -31,7 +31,7 @@ _PATIENCE = 5.0
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the database is kept.  [default: ~/.local/share/durable]",
+    help="Where the database is kept.  [default: ~/.local/share/durable; /var/lib/durable for root]",
 )
 def dev(app: str, queues: list[str] | None, concurrency: int, data_dir: Path | None) -> None:
     """Run APP with a Postgres of its own: nothing to install, nothing to configure.

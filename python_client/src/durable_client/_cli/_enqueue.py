@@ -17,7 +17,12 @@ from ._output import print_json
 @click.command()
 @click.argument("workflow")
 @click.argument("input_json", required=False)
-@click.option("--queue", default="default", show_default=True, help="The queue it waits in.")
+@click.option(
+    "--queue",
+    default="default",
+    show_default=True,
+    help="The queue it waits in; what @app.workflow(queue=…) says is not known here.",
+)
 @click.option("--key", help="Idempotency key: the same key starts nothing new and prints the id of the first.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Lower numbers run first.")
 @click.option(

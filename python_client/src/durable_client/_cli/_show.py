@@ -75,7 +75,7 @@ def show(workflow_id: str, dsn: str | None, output: str) -> None:
 def _not_found(workflow_id: str) -> WorkflowNotFound:
     return WorkflowNotFound(
         f"workflow {workflow_id} not found",
-        hint="Check the id and the database, and whether retention removed it. `durable list` shows what there is.",
+        hint="Check the id and the database. `durable list` shows what there is.",
     )
 
 
