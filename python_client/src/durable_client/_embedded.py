@@ -60,6 +60,7 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
+        """The connection string. Raises EmbeddedPostgresError before ``start()``."""
         if self._dsn is None:
             raise EmbeddedPostgresError("the embedded Postgres is not started")
         return self._dsn
