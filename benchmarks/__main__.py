@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +19,7 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.workload import ORDER, charge
 
 RESULTS = Path(__file__).parent / "results"
+SCENARIO_NAMES = tuple(scenario.name for scenario in SCENARIOS)
 
 
 def main() -> None:
@@ -26,8 +28,10 @@ def main() -> None:
 
     run = commands.add_parser("run", help="measure, print the table, and keep the results")
     run.add_argument("--quick", action="store_true", help="fewer samples and no repeats: a look, not a figure to quote")
-    run.add_argument("--scenarios", type=_names, default=None, help=", ".join(s.name for s in SCENARIOS))
-    run.add_argument("--systems", type=_names, default=systems.NAMES, help=", ".join(systems.NAMES))
+    run.add_argument(
+        "--scenarios", type=_some_of(SCENARIO_NAMES), default=SCENARIO_NAMES, help=", ".join(SCENARIO_NAMES)
+    )
+    run.add_argument("--systems", type=_some_of(systems.NAMES), default=systems.NAMES, help=", ".join(systems.NAMES))
     run.add_argument("--postgres-bin", type=Path, default=None, help="the directory of initdb and postgres")
     run.add_argument("--output", type=Path, default=None, help="the file of the results, instead of one in results/")
     run.set_defaults(command=_run)
@@ -49,7 +53,7 @@ def main() -> None:
 def _run(args: argparse.Namespace) -> None:
     # The cluster is stopped on the way out, so a signal must take that way.
     signal.signal(signal.SIGTERM, _leave)
-    scenarios = [s for s in SCENARIOS if args.scenarios is None or s.name in args.scenarios]
+    scenarios = [s for s in SCENARIOS if s.name in args.scenarios]
     started_at, started = datetime.now(timezone.utc), time.monotonic()
     mode: Mode = "quick" if args.quick else "full"
     with Cluster(args.postgres_bin or find_postgres()) as cluster:
@@ -94,8 +98,14 @@ def _compare(args: argparse.Namespace) -> None:
     sys.exit(1 if worse else 0)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def _leave(number: int, frame: object) -> NoReturn:
