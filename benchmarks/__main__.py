@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> None:
     scenarios = [s for s in SCENARIOS if s.name in args.scenarios]
     started_at, started = datetime.now(timezone.utc), time.monotonic()
     mode: Mode = "quick" if args.quick else "full"
-    with Cluster(args.postgres_bin or find_postgres()) as cluster:
+    with Cluster((args.postgres_bin or find_postgres()).resolve()) as cluster:
         described = machine.describe(cluster.data_dir)
         bench = Bench(cluster, args.systems, args.quick)
         measurements: list[Measurement] = []

@@ -38,7 +38,7 @@ class Bystanders:
 
     def share(self) -> float:
         busy, ours, capacity = (now - then for now, then in zip(self._look(), self._started, strict=True))
-        return max(0.0, busy - ours) / capacity
+        return max(0.0, busy - ours) / capacity if capacity else 0.0
 
     def _look(self) -> tuple[float, float, float]:
         """Seconds that all processors were busy, that our processes took of it, and that there were in all."""
