@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from durable_client import RecoveryLimitExceeded
@@ -193,6 +194,8 @@ def test_22_sigterm_lets_workflows_finish(processes: Processes, journal: Journal
     for name in ("a", "b"):
         journal.wait("square", name, 2)
     worker.terminate()
+    while "stopping" not in worker.log():
+        time.sleep(0.01)
     later = app.enqueue(programs.chain, {"name": "later", "steps": 1})
     for name in ("a", "b"):
         journal.release(f"{name}-2")

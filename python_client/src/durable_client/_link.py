@@ -21,9 +21,12 @@ _LONGEST_PAUSE = 0.25
 
 
 def connection_lost(error: psycopg.Error, closed: bool) -> bool:
-    """Whether the server, or the way to it, is gone: the statement may or may not have been committed."""
+    """Whether the server, or the way to it, is gone: the statement may or may not have been committed.
+
+    A server that is read-only (25006) is the standby of a failover: the way to the primary must be found again.
+    """
     state = error.sqlstate or ""
-    return closed or state.startswith(("08", "57P"))
+    return closed or state.startswith(("08", "57P")) or state == "25006"
 
 
 def transient(error: psycopg.Error) -> bool:

@@ -161,6 +161,9 @@ class Worker:
                 continue
             self._bell.clear()
             rows = await self._claim(free)
+            if self._stopping:
+                await self._release([(row.workflow_id, row.lease) for row in rows])
+                return
             for row in rows:
                 self._start(row)
             now = time.monotonic()
@@ -186,6 +189,10 @@ class Worker:
         if self._link.reconnects != before:
             rows += await self._reclaim(rows)
         return [Claimed._make(row) for row in rows]
+
+    async def _release(self, leases: list[tuple[str, int]]) -> None:
+        ids, tokens = _calls.plain_array(each[0] for each in leases), _calls.plain_array(each[1] for each in leases)
+        await self._link.execute(_calls.RELEASE, (ids, tokens))
 
     async def _reclaim(self, claimed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a claim gave us whose answer was lost."""
@@ -286,9 +293,7 @@ class Worker:
                 break
         if outcome == "WF006":
             # Rather given back than held for ever by a worker that does nothing with it.
-            await self._link.execute(
-                _calls.RELEASE, (_calls.plain_array([run.workflow_id]), _calls.plain_array([run.lease]))
-            )
+            await self._release([(run.workflow_id, run.lease)])
         subject = f"workflow {run.workflow_id}"
         self._ended(
             run, WorkflowInterrupted(from_outcome(outcome, subject)) if outcome not in ("ok", "WF006") else None
