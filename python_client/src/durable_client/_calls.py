@@ -24,7 +24,6 @@ ATTACH = "select durable.attach(%s, %s::text[])"
 LEAVE = "select durable.leave(%s)"
 TICK = "select durable.tick(worker => %s)"
 HEARTBEAT = "select workflow_id::text, reason from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
-RELEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
 RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
@@ -58,44 +57,6 @@ HISTORY = (
 )
 VERSION = "select durable.version()"
 BACKEND = "select pg_backend_pid()"
-LEASE_SECONDS = "select durable.release_many(%s::uuid[], %s::bigint[])"
-RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
-FLUSH = (
-    "select kind, item, outcome, output::text, error::text from durable.flush("
-    "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
-)
-CHECKPOINT_ONE = (
-    "select outcome, output::text, error::text from durable.checkpoint_many("
-    "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
-)
-BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
-START_STEP = "select durable.start_step(%s, %s, %s)"
-FAIL_STEP = (
-    "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
-    " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
-)
-STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = (
-    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
-)
-ENQUEUE = (
-    "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"
-    " make_interval(secs => %s), %s::jsonb)::text"
-)
-CANCEL = "select durable.cancel(%s, %s)"
-RETRY = "select durable.retry(%s)"
-STATUS = "select durable.status(%s)::text"
-RESULT = "select status::text, output::text, error::text from durable.result(%s)"
-HISTORY = (
-    "select step_name, status::text, attempt, output::text, error::text, started_at, completed_at, retry_at"
-    " from durable.history(%s)"
-)
-# Without a schema this is one row of NULL, not an error.
-INSTALLED = (
-    "select (xpath('/row/v/text()', query_to_xml('select durable.version() as v', false, true, '')))[1]::text"
-    " where to_regprocedure('durable.version()') is not null"
-    " and has_function_privilege(to_regprocedure('durable.version()'), 'execute')"
-)
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
 
 
