@@ -18,5 +18,5 @@ $$;
 -- The first id of a time: the bound of a partition.
 create function durable._first_id(at timestamptz)
 returns uuid language sql immutable strict parallel safe as $$
-  select rpad(lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+  select rpad(lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid
 $$;

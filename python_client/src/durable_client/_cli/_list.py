@@ -76,7 +76,7 @@ def list_workflows(
     if since is not None:
         start = "now() - make_interval(secs => %s)" if isinstance(since, float) else "%s::timestamptz"
         # An id begins with the milliseconds of its creation, and there is an index on it.
-        first = f"rpad(lpad(to_hex((extract(epoch from {start}) * 1000)::bigint), 12, '0'), 32, '0')::uuid"
+        first = f"rpad(lpad(to_hex(floor(extract(epoch from {start}) * 1000)::bigint), 12, '0'), 32, '0')::uuid"
         conditions.append((f"w.workflow_id >= {first} and w.created_at >= {start}", [since, since]))
 
     where = " and ".join(condition for condition, _ in conditions) or "true"
