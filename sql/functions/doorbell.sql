@@ -13,6 +13,15 @@ begin
 end
 $$;
 
+-- One element for each workflow that became ready, the queue it is in.
+create function durable._ring_each(queues text[])
+returns void language plpgsql as $$
+begin
+  perform durable._ring(q.queue, q.count::integer)
+  from (select queue, count(*) from unnest(queues) as queue group by queue) q;
+end
+$$;
+
 create function durable.idle(worker text, queues text[] default '{default}')
 returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column

@@ -31,8 +31,7 @@ begin
     returning l.queue
   )
   select array_agg(r.queue) into v_queues from requeued r;
-  perform durable._ring(q.queue, q.count::integer)
-  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  perform durable._ring_each(v_queues);
   return cardinality(v_ids);
 end
 $$;

@@ -18,8 +18,7 @@ begin
     returning l.queue
   )
   select array_agg(w.queue) into v_queues from woken w;
-  perform durable._ring(q.queue, q.count::integer)
-  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  perform durable._ring_each(v_queues);
   return coalesce(cardinality(v_queues), 0);
 end
 $$;

@@ -123,8 +123,7 @@ begin
     returning l.queue
   )
   select array_agg(r.queue) into v_queues from released r;
-  perform durable._ring(q.queue, q.count::integer)
-  from (select queue, count(*) from unnest(v_queues) as queue group by queue) q;
+  perform durable._ring_each(v_queues);
   return coalesce(cardinality(v_queues), 0);
 end
 $$;
