@@ -37,7 +37,10 @@ declare
   v_now timestamptz := clock_timestamp();
   v_left integer := max_workflows;
   v_queue text;
-  v_lane record;
+  v_priorities smallint[];
+  v_starts bigint[];
+  v_due boolean;
+  v_advanced boolean;
   v_queues integer := cardinality(claim.queues);
   -- Start anywhere in the list, so that a long queue does not starve the ones behind it.
   v_first integer := floor(random() * v_queues)::integer;
@@ -50,18 +53,21 @@ begin
   end if;
   for i in 0 .. v_queues - 1 loop
     v_queue := claim.queues[1 + (v_first + i) % v_queues];
-    if exists (
-        select from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
-        where n.queue = v_queue and durable._is_due(m, pg_sequence_last_value('durable.ready_seq'), v_now)) then
-      perform durable._advance_lanes(v_queue);
-    end if;
-    for v_lane in
-      -- A short stretch that may still get rows is cheaper to read than to sweep.
-      select distinct n.priority,
-        coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
-      from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
-      where n.queue = v_queue order by n.priority
+    v_advanced := false;
     loop
+      -- A lane that is there twice is looked through twice, which harms nothing. A short stretch that may still get rows
+      -- is cheaper to read than to sweep.
+      select array_agg(s.priority), array_agg(s.start_seq), bool_or(s.due) into v_priorities, v_starts, v_due
+      from (
+        select n.priority, durable._is_due(m, pg_sequence_last_value('durable.ready_seq'), v_now) as due,
+          coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
+        from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
+        where n.queue = v_queue order by n.priority) s;
+      exit when v_advanced or v_due is not true;
+      perform durable._advance_lanes(v_queue);
+      v_advanced := true;
+    end loop;
+    for v_lane in 1 .. coalesce(cardinality(v_priorities), 0) loop
       exit when v_left <= 0;
       return query
       with claimed as (
@@ -70,7 +76,7 @@ begin
           started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
         where l.workflow_id = any(array(
           select r.workflow_id from durable.live_workflows r
-          where r.queue = v_queue and r.priority = v_lane.priority and r.ready_seq > v_lane.start_seq
+          where r.queue = v_queue and r.priority = v_priorities[v_lane] and r.ready_seq > v_starts[v_lane]
             and (claim.workflows is null or r.name = any(claim.workflows))
           order by r.ready_seq
           limit v_left for update skip locked))

@@ -32,10 +32,9 @@ begin
 end
 $$;
 
-create function durable._check_inputs(workflow text, inputs jsonb[], keys text[])
+create function durable._check_inputs(workflow text, inputs jsonb[], keys text[], max_bytes bigint)
 returns boolean language plpgsql as $$
 declare
-  v_limit bigint := durable._max_payload();
   v_n bigint;
   v_size integer;
 begin
@@ -43,13 +42,13 @@ begin
     perform durable._require(false, format('workflow %L: the array of inputs is NULL', workflow),
       'Pass one element for each workflow.');
   end if;
-  if pg_column_size(inputs) > v_limit then
+  if pg_column_size(inputs) > max_bytes then
     select i.n, pg_column_size(i.input) into v_n, v_size
-    from unnest(inputs) with ordinality as i(input, n) where pg_column_size(i.input) > v_limit limit 1;
+    from unnest(inputs) with ordinality as i(input, n) where pg_column_size(i.input) > max_bytes limit 1;
   end if;
   if v_n is not null then
     perform durable._raise('WF006', format('workflow %L: input %s has %s bytes', workflow, v_n, v_size),
-      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was enqueued.', v_limit),
+      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was enqueued.', max_bytes),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
   if keys is null then
@@ -110,13 +109,21 @@ declare
   v_wake_at timestamptz := case when run_at > clock_timestamp() then run_at end;
   v_ids uuid[];
   v_owners uuid[];
+  v_lane boolean;
+  v_idle boolean;
+  v_max_bytes bigint;
 begin
-  v_ids := case
-    when durable._check_enqueue(workflow, queue, priority, run_at, max_attempts, timeout, tags)
-      and durable._check_inputs(workflow, inputs, keys) and cardinality(inputs) = 1 then array[durable._new_id()] end;
-  if not exists (
-    select from durable.lanes n where n.queue = _enqueue.queue and n.priority = _enqueue.priority::smallint
-  ) then
+  if durable._check_enqueue(workflow, queue, priority, run_at, max_attempts, timeout, tags) then
+    -- One query for all that is looked up: an idle server takes its time to start one.
+    select exists (select from durable.lanes n where n.queue = _enqueue.queue and n.priority = _enqueue.priority::smallint),
+        exists (select from durable.idle_workers w where w.queue = _enqueue.queue),
+        (select s.value::bigint from durable.settings s where s.name = 'max_payload_bytes')
+      into v_lane, v_idle, v_max_bytes;
+  end if;
+  if durable._check_inputs(workflow, inputs, keys, v_max_bytes) and cardinality(inputs) = 1 then
+    v_ids := array[durable._new_id()];
+  end if;
+  if not v_lane then
     perform durable._add_lane(_enqueue.queue, _enqueue.priority::smallint);
   end if;
 
@@ -136,7 +143,7 @@ begin
   where i.owner = i.id
   order by i.n;
 
-  if found and v_wake_at is null then
+  if found and v_wake_at is null and v_idle then
     perform durable._ring(_enqueue.queue, cardinality(inputs));
   end if;
   return v_owners;

@@ -28,9 +28,9 @@ $$;
 
 -- Moving the claim cursor; the rules stand with durable.lane_marks.
 
--- Whether a mark (null when there is none yet) may have to move.
+-- Whether a mark (null when there is none yet) may have to move. Stable, as its subtraction is: else it is not inlined.
 create function durable._is_due(mark durable.lane_marks, seq bigint, at timestamptz)
-returns boolean language sql immutable as $$
+returns boolean language sql stable as $$
   select mark.queue is null or mark.advanced_at < at - interval '100 milliseconds'
     and (mark.seen_seq + 1000 <= seq or mark.safe_seq < mark.seen_seq or mark.safe_seq < mark.start_seq or mark.sweep_at <= at)
 $$;
