@@ -144,25 +144,33 @@ begin
 end
 $$;
 
+create function durable._raise_done(workflow_id uuid, step_name text)
+returns void language plpgsql as $$
+begin
+  if exists (
+      select from durable.checkpoints c
+      where c.workflow_id = _raise_done.workflow_id and c.step_name = _raise_done.step_name) then
+    perform durable._raise('WF008', format('workflow %s, step %L: it is already done', workflow_id, step_name),
+      'This step is not run again.', 'Go on with its outcome: select * from durable.step_result(…).');
+  end if;
+end
+$$;
+
 create function durable.begin_step(workflow_id uuid, lease bigint, step_name text)
-returns table (outcome text, output jsonb, error jsonb) language plpgsql security definer
+returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
 begin
   perform durable._hold_lease(workflow_id, lease, step_name);
-  return query
-  select 'exists', c.output, c.error
-  from durable.checkpoints c where c.workflow_id = begin_step.workflow_id and c.step_name = begin_step.step_name;
-  if not found then
-    return query select 'ok', null::jsonb, null::jsonb;
-  end if;
+  -- One at a time, also when a call is sent twice: the second one waits here, and finds the checkpoint of the first.
+  perform pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
+  perform durable._raise_done(workflow_id, step_name);
 end
 $$;
 comment on function durable.begin_step(uuid, bigint, text) is
   'Opens a transactional step: call it first in a transaction, then run the SQL of the step, then call durable.checkpoint() and '
   'commit. The lease is held until the transaction ends, so that the work and its checkpoint are committed exactly once, by '
-  'the owner. Returns ok, or exists with the stored outcome when the step is already done: then roll back. '
-  'Errors: WF001, WF002, WF004, WF005.';
+  'the owner. Errors: WF008 when the step is already done (durable.step_result() has the outcome), WF001, WF002, WF004, WF005.';
 
 create function durable.start_step(
   workflow_id uuid, lease bigint, step_name text, attempt integer default 1
@@ -180,12 +188,7 @@ begin
   values (workflow_id, lease, clock_timestamp(), attempt, true, step_name)
   on conflict on constraint open_steps_pkey do nothing;
   -- Only now: the insert may have waited for an earlier owner to store the outcome.
-  if exists (
-      select from durable.checkpoints c
-      where c.workflow_id = start_step.workflow_id and c.step_name = start_step.step_name) then
-    perform durable._raise('WF008', format('workflow %s, step %L: it is already done', workflow_id, step_name),
-      'An at-most-once step is not run again.', 'Go on with its outcome: select * from durable.step_result(…).');
-  end if;
+  perform durable._raise_done(workflow_id, step_name);
   select o.lease into v_lease from durable.open_steps o
   where o.workflow_id = start_step.workflow_id and o.step_name = start_step.step_name and o.at_most_once;
   if v_lease is distinct from lease then

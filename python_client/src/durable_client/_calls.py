@@ -33,7 +33,7 @@ CHECKPOINT_ONE = (
     "select outcome, output::text, error::text from durable.checkpoint_many("
     "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
 )
-BEGIN_STEP = "select outcome, output::text, error::text from durable.begin_step(%s, %s, %s)"
+BEGIN_STEP = "select durable.begin_step(%s, %s, %s)"
 START_STEP = "select durable.start_step(%s, %s, %s)"
 FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"

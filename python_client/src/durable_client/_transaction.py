@@ -14,13 +14,17 @@ from psycopg_pool import ConnectionPool
 
 from . import _calls, _codec
 from ._definitions import Step
-from ._errors import from_database, from_outcome
+from ._errors import StepInterrupted, from_database, from_outcome
 from ._invoke import contained_call
 from ._link import connection_lost, pause, transient
 from ._outcome import Stored, for_owner
 from ._run import Run
 
 Pool = ConnectionPool[psycopg.Connection[Any]]
+
+
+class _AlreadyDone(Exception):
+    """The step has an outcome, so its transaction is rolled back."""
 
 
 def run_transaction(pool: Pool, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
@@ -48,11 +52,24 @@ def run_transaction(pool: Pool, run: Run, step: Step[Any, Any], name: str, attem
 def _once(
     conn: psycopg.Connection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
 ) -> Any:
+    try:
+        return _in_transaction(conn, run, step, name, attempt, args, kwargs)
+    except _AlreadyDone:
+        row = _call(conn, _calls.STEP_RESULT, (run.workflow_id, name))
+        raise Stored(row[1], row[2]) from None
+
+
+def _in_transaction(
+    conn: psycopg.Connection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+) -> Any:
     started = time.monotonic()
     with conn.transaction():
-        row = _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
-        if row[0] == "exists":
-            raise Stored(row[1], row[2])
+        try:
+            _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
+        except psycopg.Error as error:
+            if error.sqlstate != StepInterrupted.code:
+                raise
+            raise _AlreadyDone from None
         value = contained_call(lambda: step.function(conn, *args, **kwargs))
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)

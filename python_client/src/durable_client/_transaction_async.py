@@ -15,13 +15,17 @@ from psycopg_pool import AsyncConnectionPool
 
 from . import _calls, _codec
 from ._definitions import Step
-from ._errors import from_database, from_outcome
+from ._errors import StepInterrupted, from_database, from_outcome
 from ._invoke import contained
 from ._link import connection_lost, pause, transient
 from ._outcome import Stored, for_owner
 from ._run import Run
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+
+class _AlreadyDone(Exception):
+    """The step has an outcome, so its transaction is rolled back."""
 
 
 async def run_transaction_async(
@@ -51,11 +55,24 @@ async def run_transaction_async(
 async def _once(
     conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
 ) -> Any:
+    try:
+        return await _in_transaction(conn, run, step, name, attempt, args, kwargs)
+    except _AlreadyDone:
+        row = await _call(conn, _calls.STEP_RESULT, (run.workflow_id, name))
+        raise Stored(row[1], row[2]) from None
+
+
+async def _in_transaction(
+    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+) -> Any:
     started = time.monotonic()
     async with conn.transaction():
-        row = await _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
-        if row[0] == "exists":
-            raise Stored(row[1], row[2])
+        try:
+            await _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
+        except psycopg.Error as error:
+            if error.sqlstate != StepInterrupted.code:
+                raise
+            raise _AlreadyDone from None
         value = await contained(step.function(conn, *args, **kwargs))
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)
