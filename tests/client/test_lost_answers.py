@@ -14,7 +14,7 @@ from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed
 from client.proxy import Proxy
 from client.workers import working
 from clusters import Database
-from engine import rows, value
+from engine import call, rows, value
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -157,3 +157,18 @@ def test_06_answers_lost_at_random_change_no_result(app: Durable, lossy: Durable
     assert len(proxy.lost) == 40
     assert sorted(map(str, ran)) == sorted(map(str, EVERYTHING * 80))
     assert value(conn, "select count(*) from bookings") == 80
+
+
+def test_06_what_a_claim_brought_is_given_back_when_its_worker_never_heard_of_it(app: Durable, db: Database) -> None:
+    @app.workflow
+    async def answer(ctx: AsyncContext) -> int:
+        return 42
+
+    conn = db.connect()
+    call(conn, "configure", "lease", "1 second")
+    handle = app.enqueue(answer, queue="lost")
+    with working(app, name="deaf"):
+        assert len(call(conn, "claim", "deaf", ["lost"], 1)) == 1
+        with working(app, queues=["lost"]):
+            assert handle.result(timeout=30) == 42
+    assert rows(conn, "select attempt, crashes, failures from durable.workflows") == [(1, 0, 0)]

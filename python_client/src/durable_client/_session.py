@@ -28,13 +28,14 @@ _LOOK = 0.2
 class Session(threading.Thread):
     """Holds the session of one worker until it is stopped.
 
-    ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_bell``, ``on_lost`` and
-    ``on_attach`` (a new channel) are called in this thread.
+    ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_bell``, ``on_lost``,
+    ``on_stray`` (a lease about to be given back) and ``on_attach`` (a new channel) are called in this thread.
     """
 
     def __init__(
         self, dsn: str, worker: str, queues: Sequence[str], beat: float, held: Held, *,
-        on_bell: Callable[[], None], on_lost: Callable[[str, str], None], on_attach: Callable[[], None],
+        on_bell: Callable[[], None], on_lost: Callable[[str, str], None],
+        on_stray: Callable[[int], None], on_attach: Callable[[], None],
     ) -> None:  # fmt: skip
         super().__init__(name="durable-session", daemon=True)
         self._dsn = dsn
@@ -44,6 +45,8 @@ class Session(threading.Thread):
         self._held = held
         self._on_bell = on_bell
         self._on_lost = on_lost
+        self._on_stray = on_stray
+        self._strays: set[tuple[str, int]] = set()
         self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
@@ -127,3 +130,17 @@ class Session(threading.Thread):
         for workflow_id, reason in rows:
             if reason is not None:
                 self._on_lost(workflow_id, reason)
+        self._give_back_strays(conn, workflow_ids)
+
+    def _give_back_strays(self, conn: psycopg.Connection[Any], known: Sequence[str]) -> None:
+        """Gives back what the database says we hold, and no claim has told us of since the last heartbeat.
+
+        The answer to a claim can be lost, and the claim be committed only after we asked what it had brought.
+        """
+        rows = conn.execute(_calls.RECLAIM, (self._worker, _calls.plain_array(known)), prepare=self._direct).fetchall()
+        strays = {(row[0], row[1]) for row in rows}
+        for workflow_id, lease in strays & self._strays:
+            log.warning("worker %s: gives workflow %s back, which it never got to know of", self._worker, workflow_id)
+            self._on_stray(lease)
+            conn.execute(_calls.RELEASE, (_calls.plain_array([workflow_id]), _calls.plain_array([lease])))
+        self._strays = strays

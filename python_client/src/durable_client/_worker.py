@@ -88,6 +88,8 @@ class Worker:
         self._stopping = False
         self._announced = False
         self._bell, self._slot, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        # Leases that the session gave back before the answer to their claim was read.
+        self._given_back: set[int] = set()
 
     def stop(self) -> None:
         """Stops claiming; ``run()`` returns when what runs is finished or given back. Call it on the event loop."""
@@ -103,6 +105,8 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as opened:
             self._link, *writers = [await self._open(opened, name) for name in ("control", "writer", "writer")]
+            # A claim would have to wait for a tick on its connection; a flush takes the other writer.
+            self._tick_link = writers[0]
             with translated():
                 check_version((await self._link.execute(_calls.VERSION))[0])
                 lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
@@ -117,6 +121,7 @@ class Worker:
                 self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
                 on_bell=lambda: self._from_session(self._bell.set),
                 on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
+                on_stray=self._given_back.add,
                 on_attach=lambda: self._from_session(self._attached),
             )  # fmt: skip
             opened.callback(session.stop)
@@ -188,7 +193,8 @@ class Worker:
         )
         if self._link.reconnects != before:
             rows += await self._reclaim(rows)
-        return [Claimed._make(row) for row in rows]
+        claimed = [Claimed._make(row) for row in rows]
+        return [each for each in claimed if each.lease not in self._given_back] if self._given_back else claimed
 
     async def _release(self, leases: list[tuple[str, int]]) -> None:
         ids, tokens = _calls.plain_array(each[0] for each in leases), _calls.plain_array(each[1] for each in leases)
@@ -201,7 +207,7 @@ class Worker:
 
     async def _tick_loop(self) -> None:
         while not self._stopping:
-            report = (await self._link.execute(_calls.TICK, (self.name,)))[0][0]
+            report = (await self._tick_link.execute(_calls.TICK, (self.name,)))[0][0]
             for part, done in report.items():
                 if isinstance(done, dict):
                     log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
