@@ -3,6 +3,7 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" durable.control
 PARTS = $(addprefix sql/,$(shell grep -v '^\#' sql/INSTALL_ORDER))
 BUILT = build/durable--$(EXTVERSION).sql
 PLAIN = build/durable.sql
+DIGEST = $(shell cat $(PARTS) | $$(command -v sha256sum || echo shasum -a 256) | cut -c 1-16)
 DATA_built = $(BUILT)
 EXTRA_CLEAN = build
 
@@ -21,11 +22,11 @@ all: $(PLAIN)
 
 $(BUILT): sql/extension_header.sql $(PARTS) sql/extension_footer.sql durable.control
 	mkdir -p build
-	cat sql/extension_header.sql $(PARTS) sql/extension_footer.sql | sed 's/@VERSION@/$(EXTVERSION)/' > $@
+	cat sql/extension_header.sql $(PARTS) sql/extension_footer.sql | sed 's/@VERSION@/$(EXTVERSION)/; s/@BUILD@/$(DIGEST)/' > $@
 
 $(PLAIN): sql/plain_header.sql $(PARTS) durable.control
 	mkdir -p build
-	cat sql/plain_header.sql $(PARTS) | sed 's/@VERSION@/$(EXTVERSION)/' > $@
+	cat sql/plain_header.sql $(PARTS) | sed 's/@VERSION@/$(EXTVERSION)/; s/@BUILD@/$(DIGEST)/' > $@
 
 # `make test` works on a fresh machine: tests/prepare installs what is missing. Options: make test PYTEST="--pg 15 -k claim"
 .PHONY: test

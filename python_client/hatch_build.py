@@ -1,5 +1,6 @@
 """Puts the plain SQL schema into the package, from the same sources as the extension."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -20,5 +21,9 @@ class AssembleSchema(BuildHookInterface[Any]):
         schema_version = re.search(r"^default_version = '(.*)'", (ROOT / "durable.control").read_text(), re.MULTILINE)
         assert schema_version is not None
         parts = [line for line in (sources / "INSTALL_ORDER").read_text().splitlines() if not line.startswith("#")]
-        text = "".join((sources / part).read_text() for part in ["plain_header.sql", *parts])
-        target.write_text(text.replace("@VERSION@", schema_version[1]))
+        header, body = (
+            (sources / "plain_header.sql").read_text(),
+            "".join((sources / part).read_text() for part in parts),
+        )
+        digest = hashlib.sha256(body.encode()).hexdigest()[:16]
+        target.write_text((header + body).replace("@VERSION@", schema_version[1]).replace("@BUILD@", digest))

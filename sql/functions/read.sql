@@ -78,3 +78,8 @@ create function durable.version()
 returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ select '0.1.0'::text $$;
 comment on function durable.version() is
   'The version of the installed schema. A client fits when the first two numbers are its own.';
+
+create function durable.build()
+returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ select '@BUILD@'::text $$;
+comment on function durable.build() is
+  'A digest of the sources that the installed schema was made from. It tells two builds of one version apart.';

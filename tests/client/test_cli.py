@@ -209,6 +209,13 @@ def test_install_makes_the_extension_where_the_server_has_it(empty: Database) ->
     assert value(empty.connect(), "select extversion from pg_extension where extname = 'durable'") == again["version"]
 
 
+def test_install_as_plain_sql_also_where_the_server_has_the_extension(empty: Database) -> None:
+    cli = Cli(empty.dsn)
+    assert cli.read_json("install", "--form", "sql")["form"] == "sql"
+    assert "already installed as plain SQL" in cli.read("install")
+    assert cli.read("enqueue", "w")
+
+
 def test_two_installs_at_once_both_succeed_and_one_of_them_installs(empty: Database) -> None:
     cli = Cli(empty.dsn)
     with ThreadPoolExecutor(3) as pool:

@@ -173,6 +173,22 @@ def test_a_schema_that_differs_in_the_last_number_fits(app: Durable, db: Databas
 
 
 @one_version
+def test_a_schema_of_this_version_made_from_other_sources_is_told_of(
+    app: Durable, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert app.enqueue("w").status() == "pending"
+    assert caplog.messages == []
+    conn = db.connect()
+    source = value(conn, "select pg_get_functiondef('durable.build()'::regprocedure)")
+    conn.execute(source.replace(value(conn, "select durable.build()"), "0123456789abcdef").encode())
+    other = Durable(db.dsn)
+    assert other.enqueue("w").status() == "pending"
+    other.close()
+    assert "0123456789abcdef" in caplog.text
+    assert "from other sources" in caplog.text
+
+
+@one_version
 def test_roles_with_the_granted_rights_can_enqueue_and_work(db: Database) -> None:
     conn = db.connect()
     for role in ("shop", "shop_worker"):

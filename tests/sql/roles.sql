@@ -25,7 +25,7 @@ insert into matrix values
   ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''), ('grant_observer', ''),
   ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'), ('reclaim', 'w'),
   ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
-  ('step_result', 'wo'), ('tick', 'wa'), ('version', 'cwoa');
+  ('step_result', 'wo'), ('tick', 'wa'), ('version', 'cwoa'), ('build', 'cwoa');
 
 create temp table audience (letter text, role name);
 insert into audience values

@@ -55,7 +55,7 @@ HISTORY = (
     "select step_name, status::text, attempt, output::text, error::text, started_at, completed_at, retry_at"
     " from durable.history(%s)"
 )
-VERSION = "select durable.version()"
+VERSION = "select durable.version(), durable.build()"
 BACKEND = "select pg_backend_pid()"
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
 

@@ -24,14 +24,22 @@ class Installation:
     is_new: bool
 
 
-def install_schema(conn: Connection) -> Installation:
-    """Installs the schema unless one that fits is there. Raises SchemaMismatch for one that does not."""
+def install_schema(conn: Connection, form: Literal["extension", "sql"] | None = None) -> Installation:
+    """Installs the schema unless one that fits is there, in the given form or as an extension where there is one.
+
+    Raises SchemaMismatch for a schema that does not fit.
+    """
     with conn.transaction():
         # Two at once: the second one waits, and finds what the first one installed.
         conn.execute("select pg_advisory_xact_lock(hashtext('durable install'))")
         is_new = conn.execute("select to_regnamespace('durable') is null").fetchone() == (True,)
         if is_new:
-            version = _fitting_extension(conn)
+            version = None if form == "sql" else _fitting_extension(conn)
+            if version is None and form == "extension":
+                raise SchemaMismatch(
+                    f"this server has no extension durable that fits durable-client {__version__}",
+                    hint="Install it on the server (make install), or install plain SQL: durable install --form sql",
+                )
             if version is None:
                 install_plain(conn)
             else:
@@ -62,8 +70,13 @@ def _inspect(conn: Connection, is_new: bool) -> Installation:
 
 @click.command()
 @dsn_option
+@click.option(
+    "--form",
+    type=click.Choice(["extension", "sql"]),
+    help="Insist on one form. [default: extension, where there is one]",
+)
 @output_option
-def install(dsn: str | None, output: str) -> None:
+def install(dsn: str | None, form: Literal["extension", "sql"] | None, output: str) -> None:
     """Install the schema durable into the database.
 
     As an extension where the server has it (make install), else as plain SQL, which any role can do that may create
@@ -76,13 +89,13 @@ def install(dsn: str | None, output: str) -> None:
       durable install --dsn postgresql://postgres@localhost/shop
     """
     with connect(dsn) as conn:
-        found = install_schema(conn)
+        found = install_schema(conn, form)
     if output == "json":
         print_json({"version": found.version, "form": found.form, "installed": found.is_new})
         return
-    form = "as an extension" if found.form == "extension" else "as plain SQL"
+    shape = "as an extension" if found.form == "extension" else "as plain SQL"
     click.echo(
-        f"Installed durable {found.version} {form}."
+        f"Installed durable {found.version} {shape}."
         if found.is_new
-        else f"durable {found.version} is already installed {form}; nothing was changed."
+        else f"durable {found.version} is already installed {shape}; nothing was changed."
     )
