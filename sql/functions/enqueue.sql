@@ -106,7 +106,7 @@ create function durable._enqueue(
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
-  v_wake_at timestamptz := case when run_at > clock_timestamp() then run_at end;
+  v_wake_at timestamptz;
   v_ids uuid[];
   v_owners uuid[];
   v_lane boolean;
@@ -133,8 +133,9 @@ begin
   v_owners := case when keys is null then v_ids else durable._take_keys(workflow, keys, v_ids) end;
 
   -- The transaction must have its xid before it takes a place in line: whoever knows that no transaction up to some
-  -- xid is open may then conclude that no place taken by one of them is still to come.
+  -- xid is open may then conclude that no place taken by one of them is still to come. The same goes for wake_at.
   perform pg_current_xact_id();
+  v_wake_at := case when run_at > clock_timestamp() then run_at end;
   insert into durable.live_workflows (workflow_id, ready_seq, wake_at, created_at, max_attempts, priority, status,
     timeout, name, queue, key, tags, input)
   select i.id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, now(), _enqueue.max_attempts,

@@ -35,10 +35,65 @@ returns boolean language sql stable as $$
     and (mark.seen_seq + 1000 <= seq or mark.safe_seq < mark.seen_seq or mark.safe_seq < mark.start_seq or mark.sweep_at <= at)
 $$;
 
+-- The places of the lines that have no queue.
+create function durable._line_place(at timestamptz)
+returns bigint language sql immutable strict as $$ select (extract(epoch from at) * 1000000)::bigint $$;
+
+create function durable._line_time(place bigint)
+returns timestamptz language sql immutable strict as $$ select to_timestamp(0) + place * interval '1 microsecond' $$;
+
+create function durable._first_timer(p_line smallint, p_after timestamptz, p_until timestamptz)
+returns bigint language plpgsql stable as $$
+begin
+  return durable._line_place(case p_line
+    when 0 then (
+      select l.wake_at from durable.live_workflows l
+      where l.wake_at > p_after and l.wake_at <= p_until order by l.wake_at limit 1)
+    else (
+      select l.deadline from durable.live_workflows l
+      where l.deadline > p_after and l.deadline <= p_until order by l.deadline limit 1)
+    end);
+end
+$$;
+
+-- Where to begin in a line that has no queue. A short stretch that may still get rows is read each time.
+create function durable._timers_after(p_line smallint)
+returns timestamptz language plpgsql stable as $$
+begin
+  return coalesce((
+    select durable._line_time(case when m.start_seq - m.safe_seq < 5000000 then m.safe_seq else m.start_seq end)
+    from durable.lane_marks m where m.queue = '' and m.priority = p_line), '-infinity');
+end
+$$;
+
+-- Moves the beginning of both lines up to p_at, a time that was read when the transaction had no xid. The tick calls it
+-- with what it has done in each line: only then, and now and then, has it left anything there that is worth passing.
+create function durable._advance_timers(p_at timestamptz, p_done integer[])
+returns void language plpgsql as $$
+declare
+  v_mark durable.lane_marks;
+  v_place bigint;
+begin
+  for v_line in 0 .. 1 loop
+    select * into v_mark from durable.lane_marks m where m.queue = '' and m.priority = v_line;
+    v_place := durable._line_place(p_at);
+    if p_done[v_line + 1] = 0 and v_mark.seen_seq > v_place - 10000000 then
+      v_place := v_mark.seen_seq;
+    end if;
+    if durable._is_due(v_mark, v_place, p_at) then
+      perform durable._advance_lane('', v_line::smallint, v_place, pg_current_xact_id(), p_at);
+    end if;
+  end loop;
+end
+$$;
+
 -- The first place in a lane after p_after and up to p_until that is ready; null when there is none.
 create function durable._first_ready(p_queue text, p_priority smallint, p_after bigint, p_until bigint)
 returns bigint language plpgsql stable as $$
 begin
+  if p_queue = '' then
+    return durable._first_timer(p_priority, durable._line_time(p_after), durable._line_time(p_until));
+  end if;
   return (
     select l.ready_seq from durable.live_workflows l
     where l.queue = p_queue and l.priority = p_priority and l.ready_seq > p_after and l.ready_seq <= p_until

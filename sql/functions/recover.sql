@@ -85,6 +85,32 @@ begin
 end
 $$;
 
+-- Puts what dead workers hold back in line. A claim that was under way when its worker was declared dead commits after
+-- that, so the dead are looked at again; for a minute each time, and then now and then, for a look wades through all that
+-- they ever held while a long transaction keeps vacuum from removing it.
+create function durable._requeue_of_dead(max_workflows integer)
+returns integer language plpgsql as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_all boolean := random() < 0.01;
+  v_dead integer[];
+  v_done integer;
+begin
+  v_dead := array(
+    select w.worker_id from durable.workers w where w.died_at is not null and (w.cleared_at is null or v_all));
+  if cardinality(v_dead) = 0 then
+    return 0;
+  end if;
+  v_done := durable._requeue(v_dead, max_workflows);
+  if v_done = 0 then
+    update durable.workers w set cleared_at = v_now
+    where w.worker_id = any(v_dead) and w.died_at < v_now - interval '1 minute' and w.cleared_at is null
+      and not exists (select from durable.live_workflows l where l.worker_id = w.worker_id);
+  end if;
+  return v_done;
+end
+$$;
+
 create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -94,9 +120,7 @@ begin
     return 0;
   end if;
   perform durable._bury_workers();
-  -- All dead workers that are still listed, for a claim that was under way when its worker was declared dead commits
-  -- after that.
-  return durable._requeue(array(select w.worker_id from durable.workers w where w.died_at is not null), max_workflows);
+  return durable._requeue_of_dead(max_workflows);
 end
 $$;
 comment on function durable.recover(integer) is

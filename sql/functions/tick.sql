@@ -2,9 +2,10 @@
 create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
+  v_after timestamptz := durable._timers_after(0::smallint);
   v_queues text[];
 begin
-  if not exists (select from durable.live_workflows l where l.wake_at <= statement_timestamp()) then
+  if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= statement_timestamp()) then
     return 0;
   end if;
   perform pg_current_xact_id();
@@ -13,7 +14,7 @@ begin
     set status = 'pending', wake_at = null, ready_seq = nextval('durable.ready_seq')
     where l.workflow_id = any(array(
       select d.workflow_id from durable.live_workflows d
-      where d.wake_at <= statement_timestamp()
+      where d.wake_at > v_after and d.wake_at <= statement_timestamp()
       order by d.wake_at limit max_workflows for update skip locked))
     returning l.queue
   )
@@ -27,13 +28,14 @@ $$;
 create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
+  v_after timestamptz := durable._timers_after(1::smallint);
   v_late record;
   v_error jsonb := jsonb_build_object(
     'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
 begin
   select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
     select l.workflow_id, l.worker_id from durable.live_workflows l
-    where l.deadline <= statement_timestamp()
+    where l.deadline > v_after and l.deadline <= statement_timestamp()
     order by l.deadline limit max_workflows for update skip locked) d;
   if v_late.ids is null then
     return 0;
@@ -72,7 +74,10 @@ declare
   v_part text;
   v_done integer;
   v_today date := (now() at time zone 'UTC')::date;
+  v_timers integer[] := array[0, 0];
   v_next timestamptz;
+  v_soon timestamptz := clock_timestamp() + interval '10 seconds';
+  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then clock_timestamp() end;
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
@@ -90,14 +95,21 @@ begin
         when 'lanes' then durable._tidy_lanes()
       end;
       v_report := v_report || jsonb_build_object(v_part, v_done);
+      if v_part in ('woken', 'timed_out') then
+        v_timers[1 + (v_part = 'timed_out')::integer] := v_done;
+      end if;
     exception when others then
       v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
   end loop;
 
+  if v_at is not null then
+    perform durable._advance_timers(v_at, v_timers);
+  end if;
+
   v_next := least(
-    (select min(l.wake_at) from durable.live_workflows l where l.wake_at is not null),
-    (select min(l.deadline) from durable.live_workflows l where l.deadline is not null),
+    durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
+    durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
      where w.died_at is null));
   return v_report || jsonb_build_object(
@@ -109,7 +121,7 @@ $$;
 comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies the lanes of queues. Each '
   'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error; next_in_ms, the '
-  'milliseconds until something is due (null for nothing); and turn_in_ms, when the worker of that name should call again: '
+  'milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
   '{"busy": true} at once. '
   'Errors: WF005 when max_workflows is not positive.';

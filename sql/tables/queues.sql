@@ -34,6 +34,10 @@ comment on table durable.lanes is 'Every priority that was used in a queue; adde
 --
 -- safe_seq may pass seen_seq when all transactions with an xid before seen_xid are over; that xid was assigned after
 -- seen_seq had been read, and whoever takes a place has an xid before. Unlogged: after a crash claims begin at the front.
+--
+-- Two lines have no queue: in line 0 stands what has a wake_at, in line 1 what has a deadline. Their places are times, in
+-- microseconds since 1970, and the clock takes the part of the sequence: whoever sets one has an xid before it reads the
+-- clock, and sets it later than that.
 create unlogged table durable.lane_marks (
   queue text not null,
   priority smallint not null,

@@ -11,8 +11,10 @@ create table durable.workers (
   expires_at timestamptz not null,
   suspect_since timestamptz,
   died_at timestamptz,
+  cleared_at timestamptz,
   constraint workers_pkey primary key (worker_id),
   constraint workers_name_length check (char_length(name) between 1 and 200),
+  constraint workers_cleared_is_dead check (cleared_at is null or died_at is not null),
   constraint workers_suspect_has_lock check (suspect_since is null or session_lock)
 ) with (fillfactor = 50);
 create unique index workers_live_name_idx on durable.workers (name) where died_at is null;
@@ -26,6 +28,7 @@ comment on column durable.workers.session_lock is
 comment on column durable.workers.expires_at is 'When its lease on everything it holds runs out.';
 comment on column durable.workers.suspect_since is 'When its session lock was first found free; null while it is held.';
 comment on column durable.workers.died_at is 'When recovery declared it dead, or it left; null while it lives.';
+comment on column durable.workers.cleared_at is 'When recovery found that it is dead and holds nothing any more.';
 
 -- Unlogged, so that it is empty after a crash of Postgres: that is how one is noticed, and when.
 create unlogged table durable.crash_marks (

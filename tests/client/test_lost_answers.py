@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed
 from client.proxy import Proxy
 from client.workers import working
 from clusters import Database
-from engine import call, rows, value
+from engine import Connection, call, rows, value
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -159,6 +160,22 @@ def test_06_answers_lost_at_random_change_no_result(app: Durable, lossy: Durable
     assert value(conn, "select count(*) from bookings") == 80
 
 
+def control_connection(conn: Connection, other_than: int = 0) -> int:
+    """The process of the server on which the worker claims, once it is ready."""
+    for _ in range(2000):
+        found = rows(
+            conn,
+            """select pid from pg_stat_activity a
+               where datname = current_database() and application_name = 'durable control' and pid <> %s
+                 and query like '%%durable.claim%%' and exists (select from durable.workers where session_lock)""",
+            other_than,
+        )
+        if found:
+            return int(found[0].pid)
+        time.sleep(0.01)
+    raise AssertionError("the worker does not claim")
+
+
 def test_06_what_a_claim_brought_is_given_back_when_its_worker_never_heard_of_it(app: Durable, db: Database) -> None:
     @app.workflow
     async def answer(ctx: AsyncContext) -> int:
@@ -168,6 +185,10 @@ def test_06_what_a_claim_brought_is_given_back_when_its_worker_never_heard_of_it
     call(conn, "configure", "lease", "1 second")
     handle = app.enqueue(answer, queue="lost")
     with working(app, name="deaf"):
+        # It looks for strays once it has lost the connection that it claims on.
+        first = control_connection(conn)
+        conn.execute("select pg_terminate_backend(%s)", [first])
+        assert control_connection(conn, other_than=first)
         assert len(call(conn, "claim", "deaf", ["lost"], 1)) == 1
         with working(app, queues=["lost"]):
             assert handle.result(timeout=30) == 42

@@ -21,6 +21,8 @@ log = logging.getLogger("durable")
 
 Held = Callable[[], tuple[Sequence[str], Sequence[int], list[dict[str, Any]]]]
 
+# How long a server may go on with a claim after its connection was lost: it may wait for a lock, or a replica.
+_WATCH = 600.0
 # How long the thread sleeps at the most before it looks whether it must stop.
 _LOOK = 0.2
 
@@ -47,6 +49,7 @@ class Session(threading.Thread):
         self._on_lost = on_lost
         self._on_stray = on_stray
         self._strays: set[tuple[str, int]] = set()
+        self._watch_until = 0.0
         self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
@@ -57,6 +60,10 @@ class Session(threading.Thread):
     def stop(self) -> None:
         """Ends the thread; its connection, and with it the lock, is closed."""
         self._stopping.set()
+
+    def watch_for_strays(self) -> None:
+        """From now on and for a while, gives back what a claim brings whose connection was lost."""
+        self._watch_until = time.monotonic() + _WATCH
 
     def wait_until_attached(self) -> None:
         """Raises what psycopg raised when the first attempt was refused for good."""
@@ -130,7 +137,8 @@ class Session(threading.Thread):
         for workflow_id, reason in rows:
             if reason is not None:
                 self._on_lost(workflow_id, reason)
-        self._give_back_strays(conn, workflow_ids)
+        if time.monotonic() < self._watch_until:
+            self._give_back_strays(conn, workflow_ids)
 
     def _give_back_strays(self, conn: psycopg.Connection[Any], known: Sequence[str]) -> None:
         """Gives back what the database says we hold, and no claim has told us of since the last heartbeat.

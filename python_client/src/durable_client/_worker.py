@@ -117,7 +117,7 @@ class Worker:
             self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
             opened.push_async_callback(self._engine.close)
             self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
-            session = Session(
+            self._session = session = Session(
                 self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
                 on_bell=lambda: self._from_session(self._bell.set),
                 on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
@@ -192,6 +192,7 @@ class Worker:
             _calls.CLAIM, (self.name, _calls.text_array(self.queues), free, _calls.text_array(self._workflows))
         )
         if self._link.reconnects != before:
+            self._session.watch_for_strays()
             rows += await self._reclaim(rows)
         claimed = [Claimed._make(row) for row in rows]
         return [each for each in claimed if each.lease not in self._given_back] if self._given_back else claimed
