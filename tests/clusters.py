@@ -93,7 +93,7 @@ def _environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
 
 
-def _account() -> dict[str, Any]:
+def account() -> dict[str, Any]:
     """Options for subprocess: servers refuse to run as root."""
     if os.geteuid() != 0:
         return {}
@@ -133,12 +133,12 @@ class Cluster:
         self.sockets = directory
         self._databases: list[Database] = []
         directory.mkdir()
-        account = _account()
-        if account:
-            shutil.chown(directory, account["user"], account["group"])
+        as_user = account()
+        if as_user:
+            shutil.chown(directory, as_user["user"], as_user["group"])
         run(
             *self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"),
-            **account,
+            **as_user,
         )
         settings = {
             "listen_addresses": "''",
@@ -173,7 +173,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 env=_environment(),
-                **_account(),
+                **account(),
             )
         deadline = time.monotonic() + 60
         while True:
@@ -191,6 +191,10 @@ class Cluster:
         """SIGINT ends all sessions and shuts down; SIGQUIT aborts at once, and the next start recovers."""
         self._server.send_signal(how)
         self._server.wait(60)
+
+    def promote(self) -> None:
+        """Makes a server that recovers as a standby take up work."""
+        run(*self._command("pg_ctl", "promote", "--no-wait"), **account())
 
     def kill(self) -> None:
         """SIGKILL to the server and all its processes: nothing is flushed, nobody says goodbye."""

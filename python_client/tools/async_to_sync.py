@@ -35,7 +35,7 @@ REPLACEMENTS = [
     (r"\bAsyncEngine\b", "ThreadEngine"),
     (r"\bAsync(Client|Handle|Context|Connection|ConnectionPool|Cursor)\b", r"\1"),
     (r"\b_(invoke|transaction|client|context)_async\b", r"_\1"),
-    (r"\binvoke_async\b", "invoke"),
+    (r"\b(invoke|configure)_async\b", r"\1"),
     (r"\brun_transaction_async\b", "run_transaction"),
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
-from ._link import pause
+from ._link import configure, pause
 from ._records import StepRecord
 from ._schema import check_version
 
@@ -124,8 +124,9 @@ class Client:
             with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
                 check_version((conn.execute(_calls.VERSION)).fetchone())
             self._pool = ConnectionPool(
-                self._dsn, min_size=1, max_size=self._max_connections, open=False, kwargs={"autocommit": True}
-            )
+                self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
+                kwargs={"autocommit": True},
+            )  # fmt: skip
             self._pool.open()
         with self._pool.connection() as conn:
             yield conn

@@ -21,7 +21,7 @@ from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
-from ._link import pause
+from ._link import configure_async, pause
 from ._records import StepRecord
 from ._schema import check_version
 
@@ -126,8 +126,9 @@ class AsyncClient:
                 with translated():
                     check_version(await (await conn.execute(_calls.VERSION)).fetchone())
             self._pool = AsyncConnectionPool(
-                self._dsn, min_size=1, max_size=self._max_connections, open=False, kwargs={"autocommit": True}
-            )
+                self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
+                kwargs={"autocommit": True},
+            )  # fmt: skip
             await self._pool.open()
         async with self._pool.connection() as conn:
             yield conn

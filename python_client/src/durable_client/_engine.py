@@ -20,7 +20,7 @@ from ._definitions import Step
 from ._durations import seconds
 from ._errors import DurableError, StepInterrupted, from_database
 from ._invoke import in_thread, invoke, invoke_async, on_loop
-from ._link import Link
+from ._link import Link, configure, configure_async
 from ._outcome import INTERRUPTED, Stored, for_owner
 from ._retry import Retry
 from ._run import Run
@@ -39,14 +39,18 @@ class AsyncEngine:
         self._link = link
         self.threads = threads
         self.loop = asyncio.get_running_loop()
-        options = {} if link.direct else {"prepare_threshold": None}
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options, reset=_forget_row_factory_async
+            dsn,
+            min_size=0,
+            max_size=max_transactions,
+            open=False,
+            configure=configure_async,
+            reset=_forget_row_factory_async,
         )
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, kwargs=options, reset=_forget_row_factory
-        )
+            dsn, min_size=0, max_size=max_transactions, open=False, configure=configure, reset=_forget_row_factory
+        )  # fmt: skip
 
     async def close(self) -> None:
         await self.async_pool.close()

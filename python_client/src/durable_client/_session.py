@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from . import _calls
-from ._link import connection_lost, is_direct, pause
+from ._link import connection_lost, is_direct, keeps_backend, pause
 
 log = logging.getLogger("durable")
 
@@ -53,7 +53,8 @@ class Session(threading.Thread):
         self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
-        self._direct = True
+        # Whether all that this connection asks comes to one backend, which can hold the lock and listen.
+        self._keeps_backend = True
         self._attached = threading.Event()
         self._refusal: psycopg.Error | None = None
 
@@ -77,7 +78,10 @@ class Session(threading.Thread):
             try:
                 with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
                     self._channel = ""
-                    self._direct = is_direct(conn, conn.execute(_calls.BACKEND).fetchone())
+                    backend = conn.execute(_calls.BACKEND).fetchone()
+                    self._keeps_backend = is_direct(conn, backend) or keeps_backend(conn, self._dsn)
+                    if not self._keeps_backend:
+                        conn.prepare_threshold = None
                     self._keep(conn)
             except psycopg.Error as error:
                 if not self._attached.is_set() and error.sqlstate and not connection_lost(error, False):
@@ -100,7 +104,7 @@ class Session(threading.Thread):
                 self._attach(conn)
                 next_beat = time.monotonic() + self._beat
             wait = max(0.0, min(_LOOK, next_beat - time.monotonic()))
-            if not self._direct:
+            if not self._keeps_backend:
                 self._stopping.wait(wait)
                 continue
             # A list, for the generator keeps the connection to itself until it is exhausted.
@@ -111,7 +115,7 @@ class Session(threading.Thread):
                     self._on_bell()
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
-        if not self._direct:
+        if not self._keeps_backend:
             if not self._attached.is_set():
                 log.info("worker %s: through a pooler only its lease counts, and it polls for work", self._worker)
             return
@@ -132,7 +136,7 @@ class Session(threading.Thread):
                 _calls.plain_array(leases),
                 json.dumps(steps) if steps else None,
             ),
-            prepare=self._direct,
+            prepare=self._keeps_backend,
         ).fetchall()
         for workflow_id, reason in rows:
             if reason is not None:
@@ -145,7 +149,9 @@ class Session(threading.Thread):
 
         The answer to a claim can be lost, and the claim be committed only after we asked what it had brought.
         """
-        rows = conn.execute(_calls.RECLAIM, (self._worker, _calls.plain_array(known)), prepare=self._direct).fetchall()
+        rows = conn.execute(
+            _calls.RECLAIM, (self._worker, _calls.plain_array(known)), prepare=self._keeps_backend
+        ).fetchall()
         strays = {(row[0], row[1]) for row in rows}
         for workflow_id, lease in strays & self._strays:
             log.warning("worker %s: gives workflow %s back, which it never got to know of", self._worker, workflow_id)

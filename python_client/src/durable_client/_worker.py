@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class Worker:
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._announced = False
+        self._announced = self._has_channel = False
         self._bell, self._slot, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Leases that the session gave back before the answer to their claim was read.
         self._given_back: set[int] = set()
@@ -101,10 +101,16 @@ class Worker:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Works until ``stop()``. Raises SchemaMismatch, or what psycopg raises when the database cannot be reached."""
+        """Works until ``stop()``. A database that is not up yet is waited for.
+
+        Raises SchemaMismatch, or what psycopg raises when the database refuses.
+        """
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as opened:
-            self._link, *writers = [await self._open(opened, name) for name in ("control", "writer", "writer")]
+            links = await self._unless_stopped(self._open(opened))
+            if not links:
+                return
+            self._link, *writers = links
             # A claim would have to wait for a tick on its connection; a flush takes the other writer.
             self._tick_link = writers[0]
             with translated():
@@ -132,11 +138,23 @@ class Worker:
             await self._work(session)
         log.info("worker %s: stopped", self.name)
 
-    async def _open(self, opened: AsyncExitStack, name: str) -> Link:
-        link = Link(self._dsn, name)
-        opened.push_async_callback(link.close)
-        await link.connect()
-        return link
+    async def _open(self, opened: AsyncExitStack) -> list[Link]:
+        links = [Link(self._dsn, name) for name in ("control", "writer", "writer")]
+        for link in links:
+            opened.push_async_callback(link.close)
+            await link.connect()
+        return links
+
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, list[Link]]) -> list[Link]:
+        """The links, or none when the worker is to stop before there is a database."""
+        tasks = opened, stopped = self._loop.create_task(opening), self._loop.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return opened.result() if opened.done() else []
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(opened, stopped, return_exceptions=True)
 
     async def _work(self, session: Session) -> None:
         loops = [self._loop.create_task(self._claim_loop()), self._loop.create_task(self._tick_loop())]
@@ -178,7 +196,7 @@ class Worker:
                 continue
             if now - last_work < _BUSY:
                 await asyncio.sleep(_NAP)
-            elif not self._announced:
+            elif self._has_channel and not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
                 await self._link.execute(_calls.IDLE, (self.name, _calls.text_array(self.queues)))
                 self._announced = True
@@ -340,7 +358,7 @@ class Worker:
 
     def _attached(self) -> None:
         # A new session has a new channel, and after a crash Postgres has forgotten who is idle.
-        self._announced = False
+        self._announced, self._has_channel = False, True
         self._bell.set()
 
     # Stopping

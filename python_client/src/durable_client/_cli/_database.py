@@ -27,9 +27,9 @@ def _require_dsn(dsn: str | None) -> str:
 
 @contextmanager
 def connect(dsn: str | None) -> Iterator[Connection]:
-    """A connection in autocommit mode; times come back in UTC."""
+    """A connection in autocommit mode. Nothing is prepared on it, for there may be a pooler."""
     try:
-        conn = psycopg.connect(_require_dsn(dsn), autocommit=True, application_name="durable")
+        conn = psycopg.connect(_require_dsn(dsn), autocommit=True, application_name="durable", prepare_threshold=None)
     except psycopg.ProgrammingError as error:
         raise DurableError(
             "the DSN is not valid",
@@ -43,7 +43,6 @@ def connect(dsn: str | None) -> Iterator[Connection]:
             hint="Check --dsn or DURABLE_DSN, and that the server runs and accepts you.",
         ) from error
     with conn:
-        conn.execute("set timezone = 'UTC'")
         yield conn
 
 
@@ -54,3 +53,11 @@ def connect_to_schema(dsn: str | None) -> Iterator[Connection]:
         with translated():
             check_version(conn.execute(_calls.VERSION).fetchone())
         yield conn
+
+
+@contextmanager
+def in_utc(conn: Connection) -> Iterator[None]:
+    """A transaction in which the server writes times in UTC; through a pooler, a setting of the session may be lost."""
+    with conn.transaction():
+        conn.execute("set local timezone = 'UTC'")
+        yield

@@ -7,7 +7,7 @@ import click
 from psycopg.rows import dict_row
 
 from . import _values
-from ._database import connect_to_schema
+from ._database import connect_to_schema, in_utc
 from ._options import dsn_option, output_option
 from ._output import WORKFLOW_JSON, Column, duration, one_line, print_table
 
@@ -82,7 +82,7 @@ def list_workflows(
     where = " and ".join(condition for condition, _ in conditions) or "true"
     source = f"from durable.workflows w where {where} order by w.workflow_id desc limit %s"
     values = [value for _, given in conditions for value in given] + [limit]
-    with connect_to_schema(dsn) as conn:
+    with connect_to_schema(dsn) as conn, in_utc(conn):
         if output == "json":
             documents = conn.execute(f"select json_build_object({WORKFLOW_JSON})::text {source}".encode(), values)
             click.echo("[" + ",\n ".join(document for (document,) in documents) + "]")

@@ -8,7 +8,7 @@ from psycopg.rows import dict_row
 
 from .._errors import WorkflowNotFound
 from . import _values
-from ._database import Connection, connect_to_schema
+from ._database import Connection, connect_to_schema, in_utc
 from ._options import dsn_option, output_option
 from ._output import PREVIEW, WORKFLOW_JSON, Column, duration, moment, one_line, preview, print_fields, print_table
 
@@ -62,7 +62,7 @@ def show(workflow_id: str, dsn: str | None, output: str) -> None:
       durable show 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e
       durable show 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e -o json | jq .steps
     """
-    with connect_to_schema(dsn) as conn:
+    with connect_to_schema(dsn) as conn, in_utc(conn):
         if output == "json":
             document = conn.execute(_AS_JSON, [workflow_id]).fetchone()
             if document is None:

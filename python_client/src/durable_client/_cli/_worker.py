@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import sys
 
 import click
+import psycopg
 
+from .._link import wait_until_up
 from . import _values
 from ._app import load_app
 from ._database import connect_to_schema
@@ -49,6 +53,8 @@ def worker(
         application.run_worker(queues=queues, concurrency=concurrency)
         return
     # Here once, rather than in each process again and again.
+    with contextlib.suppress(psycopg.Error):
+        asyncio.run(wait_until_up(application.dsn))
     with connect_to_schema(application.dsn):
         pass
     sys.exit(Supervisor(worker_command(app, queues, concurrency), processes).run())
