@@ -9,8 +9,9 @@ declare
   v_max integer := durable._setting('max_crashes')::integer;
 begin
   v_ids := array(
+    -- Not in order: it waits for nobody, and with an order the primary key would be read from its start.
     select l.workflow_id from durable.live_workflows l where l.worker_id = any(worker_ids)
-    order by l.workflow_id limit max_workflows for update skip locked);
+    limit max_workflows for update skip locked);
   if cardinality(v_ids) = 0 then
     return 0;
   end if;
@@ -41,6 +42,9 @@ create function durable._bury_workers()
 returns void language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
+  -- Read once, for in a condition they would be read for each row.
+  v_grace interval := durable._setting('session_grace')::interval;
+  v_retention interval := durable._setting('dead_worker_retention')::interval;
   v_free integer[];
 begin
   if not exists (select from durable.crash_marks) then
@@ -49,39 +53,36 @@ begin
   -- Right after a start or a crash of Postgres all sessions are new, and their locks are still to be taken.
   if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m))
     < v_now - durable._setting('restart_grace')::interval then
+    -- As a difference of two sets, for "not exists" is planned to look for each worker among all locks.
     v_free := array(
-      select w.worker_id from durable.workers w
-      where w.died_at is null and w.session_lock and not exists (
-        select from pg_locks k where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
-          and k.classid::bigint = durable._lock_class() and k.objid::bigint = w.worker_id and k.objsubid = 2 and k.granted));
+      select w.worker_id::bigint from durable.workers w where w.died_at is null and w.session_lock
+      except
+      select k.objid::bigint from pg_locks k
+      where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
+        and k.classid::bigint = durable._lock_class() and k.objsubid = 2 and k.granted);
     update durable.workers w set suspect_since = case when w.worker_id = any(v_free) then v_now end
     where w.died_at is null and (w.suspect_since is null) = (w.worker_id = any(v_free));
   end if;
 
-  with dead as (
-    update durable.workers w set died_at = v_now, suspect_since = null
-    where w.worker_id = any(array(
-      select d.worker_id from durable.workers d
-      where d.died_at is null
-        and (d.expires_at < v_now or d.suspect_since <= v_now - durable._setting('session_grace')::interval)
-      order by d.worker_id limit 1000 for update skip locked))
-    returning w.worker_id
-  )
-  select array_agg(d.worker_id) into v_free from dead d;
+  update durable.workers w set died_at = v_now, suspect_since = null
+  where w.worker_id = any(array(
+    select d.worker_id from durable.workers d
+    where d.died_at is null and (d.expires_at < v_now or d.suspect_since <= v_now - v_grace)
+    limit 1000 for update skip locked));
   -- Not waiting for a claim of theirs that is still open; what it holds is deleted another time.
   delete from durable.idle_workers i
   where i.ctid = any(array(
     select o.ctid from durable.idle_workers o
-    where o.worker_id = any(v_free)
-      or exists (select from durable.workers w where w.worker_id = o.worker_id and w.died_at is not null)
-    for update skip locked));
+    where o.worker_id in (
+      select w.worker_id from durable.workers w where w.died_at is not null and w.cleared_at is null)
+    for update of o skip locked));
 
   delete from durable.workers w
   where w.worker_id = any(array(
     select d.worker_id from durable.workers d
-    where d.died_at < v_now - durable._setting('dead_worker_retention')::interval
+    where d.died_at < v_now - v_retention
       and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
-    order by d.worker_id limit 1000 for update skip locked));
+    order by d.died_at limit 1000 for update of d skip locked));
 end
 $$;
 
@@ -92,12 +93,14 @@ create function durable._requeue_of_dead(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_all boolean := random() < 0.01;
   v_dead integer[];
   v_done integer;
 begin
-  v_dead := array(
-    select w.worker_id from durable.workers w where w.died_at is not null and (w.cleared_at is null or v_all));
+  if random() < 0.01 then
+    v_dead := array(select w.worker_id from durable.workers w where w.died_at is not null);
+  else
+    v_dead := array(select w.worker_id from durable.workers w where w.died_at is not null and w.cleared_at is null);
+  end if;
   if cardinality(v_dead) = 0 then
     return 0;
   end if;
@@ -112,7 +115,8 @@ end
 $$;
 
 create function durable.recover(max_workflows integer default 1000)
-returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+returns integer language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');

@@ -47,11 +47,13 @@ end
 $$;
 
 -- Workers share the ticks: each has its turn on the database's clock, so that they are evenly spaced however many workers
--- there are, and a dead one leaves one gap. Returns the milliseconds until the next turn of a worker.
+-- there are, and a dead one leaves one gap. Returns the milliseconds until the next turn of a worker, or until it should ask
+-- again: were its turn minutes away, and most of the others gone by then, nobody would tick.
 create function durable._next_turn(worker text)
-returns integer language plpgsql stable as $$
+returns integer language plpgsql as $$
 declare
   v_slot constant numeric := 0.5;
+  v_longest constant numeric := 30.0;
   v_count bigint;
   v_rank bigint;
   v_period numeric;
@@ -62,7 +64,10 @@ begin
     into v_count, v_rank from durable.workers w where w.died_at is null;
   v_period := greatest(v_count * v_slot, 0.85);
   v_wait := v_period - mod(extract(epoch from clock_timestamp()) - v_rank * v_slot, v_period);
-  return ceil(1000 * case when v_wait < v_slot / 2 then v_wait + v_period else v_wait end)::integer;
+  if v_wait < v_slot / 2 then
+    v_wait := v_wait + v_period;
+  end if;
+  return ceil(1000 * case when v_wait > v_longest then v_longest * (0.75 + random() / 4) else v_wait end)::integer;
 end
 $$;
 

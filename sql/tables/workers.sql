@@ -18,6 +18,10 @@ create table durable.workers (
   constraint workers_suspect_has_lock check (suspect_since is null or session_lock)
 ) with (fillfactor = 50);
 create unique index workers_live_name_idx on durable.workers (name) where died_at is null;
+-- After some deploys the dead outnumber the living by far. Recovery looks for those that may still hold something, and for
+-- those to be forgotten.
+create index workers_uncleared_idx on durable.workers (worker_id) where died_at is not null and cleared_at is null;
+create index workers_died_idx on durable.workers (died_at) where died_at is not null;
 
 comment on table durable.workers is 'One row for each worker: its lease on everything it holds, and its last heartbeat.';
 comment on column durable.workers.worker_id is 'Number of this registration; a worker that comes back gets a new one.';

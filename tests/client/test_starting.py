@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -38,10 +40,7 @@ class Command:
                 stderr=output,
             )
 
-    def __enter__(self) -> Command:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.wait(60)
 
@@ -63,11 +62,20 @@ class Command:
         return self._process.wait(60)
 
 
+@contextlib.contextmanager
+def started(dsn: str, log: Path, *options: str) -> Iterator[Command]:
+    command = Command(dsn, log, *options)
+    try:
+        yield command
+    finally:
+        command.close()
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_worker_waits_for_a_server_that_comes_up_later(own_cluster: Cluster, tmp_path: Path, processes: str) -> None:
     database = own_cluster.create_database()
     own_cluster.stop()
-    with Command(database.dsn, tmp_path / "log", "--processes", processes) as worker:
+    with started(database.dsn, tmp_path / "log", "--processes", processes) as worker:
         worker.wait_for(WAITING)
         own_cluster.start()
         conn = database.connect()
@@ -92,7 +100,7 @@ def test_a_worker_waits_for_a_server_that_is_still_recovering(own_cluster: Clust
         with pytest.raises(psycopg.OperationalError) as info:
             own_cluster.connect()
         refusal = str(info.value)
-    with Command(database.dsn, tmp_path / "log") as worker:
+    with started(database.dsn, tmp_path / "log") as worker:
         worker.wait_for("not accepting connections")
         own_cluster.promote()
         worker.wait_for("ready")
@@ -101,7 +109,7 @@ def test_a_worker_waits_for_a_server_that_is_still_recovering(own_cluster: Clust
 
 
 def test_a_worker_that_waits_for_its_server_can_be_stopped(tmp_path: Path) -> None:
-    with Command(f"host={tmp_path} dbname=nothing", tmp_path / "log") as worker:
+    with started(f"host={tmp_path} dbname=nothing", tmp_path / "log") as worker:
         worker.wait_for(WAITING)
         assert worker.terminate() == 0
 
@@ -115,7 +123,7 @@ def test_what_waiting_would_not_mend_ends_a_worker_at_once(cluster: Cluster, tmp
         (f"{good} host=nowhere.invalid", "nowhere.invalid"),
         ("my database", "missing"),
     ]:
-        with Command(dsn, tmp_path / "log", "--processes", processes) as worker:
+        with started(dsn, tmp_path / "log", "--processes", processes) as worker:
             assert worker.wait() == 1
             assert complaint in worker.log()
             assert WAITING not in worker.log()
