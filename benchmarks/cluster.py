@@ -29,7 +29,7 @@ SETTINGS = {
     "full_page_writes": "on",
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
-    "max_connections": "200",
+    "max_connections": "300",
 }
 STATEMENT_COUNTER = {"shared_preload_libraries": "pg_stat_statements"}
 REPORTED = (*SETTINGS, "checkpoint_timeout", "wal_level", "wal_compression", "autovacuum", "jit")
@@ -57,8 +57,8 @@ class Cluster:
         self.bin_dir = bin_dir
         self._dir = Path(tempfile.mkdtemp(prefix="durable-bench-"))
         self._password = secrets.token_hex(16)
-        self._port = _free_port()
-        self._as_user = _unprivileged_user()
+        self._port = free_port()
+        self._as_user = unprivileged_user()
         self._server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -178,7 +178,7 @@ class Cluster:
         return identity
 
 
-def _unprivileged_user() -> str | None:
+def unprivileged_user() -> str | None:
     """Postgres refuses to run as root."""
     if os.geteuid() != 0:
         return None
@@ -188,7 +188,7 @@ def _unprivileged_user() -> str | None:
     raise SystemExit("Running as root, and there is no user postgres or nobody to run the server as.")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,6 +6,7 @@ from benchmarks.scenarios import (
     enqueue,
     idle_latency,
     idle_load,
+    many_workers,
     one_step,
     plain_def,
     sql_batches,
@@ -21,4 +22,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     idle_latency.SCENARIO,
     crash_recovery.SCENARIO,
     idle_load.SCENARIO,
+    many_workers.SCENARIO,
 )
