@@ -19,7 +19,7 @@ from durable_client import AsyncContext, Context, Durable, WorkflowCancelled
 from client import programs
 from client.journal import PATIENCE, Journal
 from client.workers import Processes, working
-from clusters import Database
+from clusters import Cluster, Database
 from engine import call, rows, value
 from pgbouncer import PgBouncer
 
@@ -200,6 +200,29 @@ def test_a_pooler_that_is_killed_and_comes_back_costs_nothing_but_time(
     assert worker.running()
     assert value(conn, "select array_agg(n order by n) from bookings") == [n for n in range(200) for _ in range(2)]
     assert value(conn, "select sum(crashes + failures) from durable.workflows") == 0
+
+
+def test_a_server_that_is_killed_behind_its_pooler_costs_nothing_but_time(
+    own_cluster: Cluster, tmp_path: Path, journal: Journal
+) -> None:
+    db = own_cluster.create_database()
+    pooler = PgBouncer(own_cluster, tmp_path, "transaction")
+    processes = Processes(pooler.dsn(db.dsn), tmp_path)
+    try:
+        with db.connect() as conn:
+            conn.execute("create table bookings (n int)")
+            conn.execute("select durable.enqueue('mixed', to_jsonb(n)) from generate_series(0, 99) n")
+            worker = processes.start(concurrency=5)
+            wait_for(lambda: value(conn, "select count(*) from bookings") >= 30)
+            own_cluster.kill()
+        own_cluster.start()
+        with db.connect() as conn:
+            wait_for(lambda: value(conn, "select count(*) from durable.live_workflows") == 0)
+            assert value(conn, "select array_agg(n order by n) from bookings") == list(range(100))
+            assert worker.running()
+    finally:
+        processes.close()
+        pooler.close()
 
 
 def test_the_command_works_through_transaction_pooling(db: Database, transaction_pooler: PgBouncer) -> None:
