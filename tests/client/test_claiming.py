@@ -250,3 +250,26 @@ def test_threads_share_an_app(app: Durable, db: Database) -> None:
             )
 
         assert asyncio.run(enqueue()) == list(range(30))
+
+
+def test_those_who_ask_first_and_at_once_share_one_pool(app: Durable, db: Database) -> None:
+    run = declare(app, [])
+    conn = db.connect()
+    # Not those whose end the server has still to notice: the connection that each client makes before its pool.
+    sessions = """select count(*) from pg_stat_activity
+      where datname = current_database() and pid <> pg_backend_pid() and query <> 'select durable.version()'"""
+
+    async def enqueue() -> None:
+        await asyncio.gather(*(app.aio.enqueue(run, n) for n in range(40)))
+        assert 1 <= value(conn, sessions) <= 4
+        await app.aio.close()
+
+    asyncio.run(enqueue())
+    # In another event loop, which the client makes new connections for.
+    asyncio.run(enqueue())
+
+    async def enqueue_in_threads() -> None:
+        await asyncio.gather(*(asyncio.to_thread(app.enqueue, run, n) for n in range(40)))
+
+    asyncio.run(enqueue_in_threads())
+    assert 1 <= value(conn, sessions) <= 4

@@ -6,6 +6,7 @@ Generated from ``_client.py`` by ``tools/async_to_sync.py``; do not edit.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,26 +111,36 @@ class Client:
         self._dsn = dsn
         self._max_connections = max_connections
         self._pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] | None = None
+        # Many may come at once, and one pool is for all of them.
+        self._opening = threading.Lock()
 
     def close(self) -> None:
         """Closes the connections. The client opens new ones when it is used again."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+            # The next one may be used in another event loop.
+            self._opening = threading.Lock()
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        if self._pool is None:
-            # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-            with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
-                check_version((conn.execute(_calls.VERSION)).fetchone())
-            self._pool = ConnectionPool(
-                self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
-                kwargs={"autocommit": True},
-            )  # fmt: skip
-            self._pool.open()
-        with self._pool.connection() as conn:
+        with self._opening:
+            if self._pool is None:
+                self._pool = self._open()
+            pool = self._pool
+        with pool.connection() as conn:
             yield conn
+
+    def _open(self) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
+        # The first connection is made here, so that a wrong DSN is reported at once and as it is.
+        with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
+            check_version((conn.execute(_calls.VERSION)).fetchone())
+        pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
+            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
+            kwargs={"autocommit": True},
+        )  # fmt: skip
+        pool.open()
+        return pool
 
     def _all(self, query: str, parameters: Sequence[Any], conn: Any = None) -> list[tuple[Any, ...]]:
         with translated():

@@ -111,27 +111,37 @@ class AsyncClient:
         self._dsn = dsn
         self._max_connections = max_connections
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] | None = None
+        # Many may come at once, and one pool is for all of them.
+        self._opening = asyncio.Lock()
 
     async def close(self) -> None:
         """Closes the connections. The client opens new ones when it is used again."""
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+            # The next one may be used in another event loop.
+            self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        if self._pool is None:
-            # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-            async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
-                with translated():
-                    check_version(await (await conn.execute(_calls.VERSION)).fetchone())
-            self._pool = AsyncConnectionPool(
-                self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
-                kwargs={"autocommit": True},
-            )  # fmt: skip
-            await self._pool.open()
-        async with self._pool.connection() as conn:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await self._open()
+            pool = self._pool
+        async with pool.connection() as conn:
             yield conn
+
+    async def _open(self) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
+        # The first connection is made here, so that a wrong DSN is reported at once and as it is.
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+            with translated():
+                check_version(await (await conn.execute(_calls.VERSION)).fetchone())
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
+            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
+            kwargs={"autocommit": True},
+        )  # fmt: skip
+        await pool.open()
+        return pool
 
     async def _all(self, query: str, parameters: Sequence[Any], conn: Any = None) -> list[tuple[Any, ...]]:
         with translated():
