@@ -1,6 +1,7 @@
 -- Data that pg_dump must keep although the tables belong to the extension. Partitions are ordinary tables to it.
 select pg_catalog.pg_extension_config_dump('durable.ready_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.setting_overrides', '');
+select pg_catalog.pg_extension_config_dump('durable.retention_rules', '');
 select pg_catalog.pg_extension_config_dump('durable.queues', 'where queue <> ''default''');
 select pg_catalog.pg_extension_config_dump('durable.lanes', 'where (queue, priority) <> (''default'', 0)');
 select pg_catalog.pg_extension_config_dump('durable.workers', '');

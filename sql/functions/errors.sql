@@ -13,7 +13,7 @@ returns void language plpgsql as $$
 begin
   perform durable._raise('WF001', format('workflow %s not found', coalesce(workflow_id::text, 'NULL')),
     'No workflow with this id is stored, neither unfinished nor in the history.',
-    'Check the id and the database.');
+    'Check the id and the database. Finished workflows are removed in time: see the setting retention, and durable.retain().');
 end
 $$;
 

@@ -9,7 +9,7 @@ returns setof regprocedure language sql stable as $$
       'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'reclaim', 'recover', 'release_many',
       'start_step', 'step_result', 'tick', 'version', 'build']
     when 'observer' then array['status', 'result', 'history', 'step_result', 'version', 'build']
-    when 'admin' then array['configure', 'cancel', 'retry', 'recover', 'tick', 'leave', 'version', 'build']
+    when 'admin' then array['configure', 'retain', 'cancel', 'retry', 'recover', 'tick', 'leave', 'version', 'build']
   end)
 $$;
 

@@ -80,6 +80,7 @@ declare
   v_done integer;
   v_today date := (now() at time zone 'UTC')::date;
   v_timers integer[] := array[0, 0];
+  v_again boolean := false;
   v_next timestamptz;
   v_soon timestamptz := clock_timestamp() + interval '10 seconds';
   v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then clock_timestamp() end;
@@ -89,20 +90,27 @@ begin
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array '{recovered,woken,timed_out,partitions,lanes}'::text[] loop
+  foreach v_part in array '{dropped,recovered,woken,timed_out,partitions,lanes,expired,freed}'::text[] loop
     -- One part that fails does not stop the others.
     begin
       v_done := case v_part
+        when 'dropped' then durable._drop_history()
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
         when 'lanes' then durable._tidy_lanes()
+        when 'expired' then durable._expire_rows(max_workflows)
+        when 'freed' then durable._free_keys(max_workflows)
       end;
       v_report := v_report || jsonb_build_object(v_part, v_done);
       if v_part in ('woken', 'timed_out') then
         v_timers[1 + (v_part = 'timed_out')::integer] := v_done;
       end if;
+      v_again := v_again or v_part = 'dropped' and v_done > 0
+        or v_part in ('expired', 'freed') and v_done >= max_workflows / 10.0;
+      -- Whoever uses the history now waits for this transaction to end.
+      exit when v_part = 'dropped' and v_done > 0;
     exception when others then
       v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
@@ -113,6 +121,7 @@ begin
   end if;
 
   v_next := least(
+    case when v_again then clock_timestamp() end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
@@ -124,9 +133,10 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies the lanes of queues. Each '
-  'part does at most max_workflows per call. Returns a JSON object with the count of each part, or its error; next_in_ms, the '
-  'milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
+  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies '
+  'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call; of history it drops '
+  'at most one partition, and then does nothing else. Returns a JSON object with the count of each part, or its error; '
+  'next_in_ms, the milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
   '{"busy": true} at once. '
   'Errors: WF005 when max_workflows is not positive.';

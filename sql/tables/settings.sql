@@ -30,4 +30,6 @@ insert into durable.setting_defaults (name, value, type, description) values
   ('retry_initial', '1 second', 'interval', 'The wait before the second attempt of a workflow.'),
   ('retry_backoff', '2', 'double precision', 'The factor by which that wait grows with each further attempt.'),
   ('retry_max', '5 minutes', 'interval', 'The longest wait between two attempts of a workflow.'),
+  ('retention', '30 days', 'interval',
+   'How long finished workflows are kept, with their steps and keys, where durable.retain() says nothing else.'),
   ('dead_worker_retention', '1 day', 'interval', 'How long a dead worker stays listed.');

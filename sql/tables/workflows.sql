@@ -133,4 +133,6 @@ create table durable.workflow_keys (
   constraint workflow_keys_pkey primary key (key),
   constraint workflow_keys_length check (char_length(key) between 1 and 500)
 );
+-- Retention finds the keys of a day that is gone.
+create index workflow_keys_workflow_idx on durable.workflow_keys (workflow_id);
 comment on table durable.workflow_keys is 'Idempotency keys: the primary key makes one workflow out of many enqueues.';

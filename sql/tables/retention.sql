@@ -1,0 +1,21 @@
+-- How long the history of one queue or one workflow name is kept, where it is not the setting retention.
+create table durable.retention_rules (
+  queue text,
+  workflow text,
+  keep interval not null,
+  constraint retention_rules_key unique nulls not distinct (queue, workflow),
+  constraint retention_rules_is_for_one check ((queue is null) <> (workflow is null)),
+  constraint retention_rules_keep check (keep >= interval '0')
+);
+comment on table durable.retention_rules is
+  'Exceptions from the setting retention, for one queue or one workflow name; the name counts for more. Set by durable.retain().';
+
+-- Dropping a partition needs a lock that nobody else's may be held beside, and whoever waits for it holds up everyone who
+-- comes later. So a tick first looks who is there, and only a later tick that finds all of them gone asks for the lock.
+-- Unlogged: after a crash all of them are gone.
+create unlogged table durable.history_users (
+  seen_at timestamptz not null,
+  transactions text[] not null
+);
+comment on table durable.history_users is
+  'The transactions that used the history when a partition was last to be dropped; empty or one row.';
