@@ -69,6 +69,7 @@ create function durable._take_keys(workflow text, keys text[], ids uuid[])
 returns uuid[] language plpgsql as $$
 declare
   v_owners uuid[];
+  v_gone uuid[];
   v_other record;
 begin
   loop
@@ -90,14 +91,17 @@ begin
     -- A key can go between the two statements, when retention removes its workflow.
     continue when array_position(v_owners, null) is not null;
     -- Retention drops the workflows of a day at once, and their keys later: a key without a workflow is free.
+    v_gone := array(
+      select o.id from unnest(v_owners) as o(id)
+      where o.id <> all(ids)
+        and (select l.workflow_id from durable.live_workflows l where l.workflow_id = o.id) is null
+        and (select f.workflow_id from durable.finished_workflows f where f.workflow_id = o.id) is null);
+    exit when cardinality(v_gone) = 0;
     delete from durable.workflow_keys k
     where k.key = any(array(
       select o.key from durable.workflow_keys o
-      where o.key = any(keys) and o.workflow_id <> all(ids)
-        and (select l.workflow_id from durable.live_workflows l where l.workflow_id = o.workflow_id) is null
-        and (select f.workflow_id from durable.finished_workflows f where f.workflow_id = o.workflow_id) is null
+      where o.key = any(keys) and o.workflow_id = any(v_gone)
       order by o.key for update));
-    exit when not found;
   end loop;
 
   select o.key, o.name, o.workflow_id into v_other

@@ -74,7 +74,7 @@ begin
 end
 $$;
 
--- Whether all transactions that used these relations at the last look are over.
+-- Whether all transactions that used these relations at the last look are over; null when there was none lately.
 create function durable._is_quiet(relations regclass[])
 returns boolean language plpgsql as $$
 declare
@@ -88,24 +88,27 @@ begin
   select u.transactions into v_before from durable.history_users u where u.seen_at > v_now - interval '5 minutes';
   delete from durable.history_users;
   insert into durable.history_users (seen_at, transactions) values (v_now, v_using);
-  return coalesce(not v_before && v_using, false);
+  return not v_before && v_using;
 end
 $$;
 
 -- Drops one of the partitions of a day: its workflows, or, when these are gone, their steps. Returns 1, or 0 when something
--- in it is needed after all or it is in use. The lock lasts until the end of the transaction, so nothing may follow in it.
+-- in it is needed after all or it is in use, or null when the next tick can tell. The lock lasts until the end of the
+-- transaction, so nothing may follow in it.
 create function durable._drop_day(day date, since timestamptz)
 returns integer language plpgsql set lock_timeout = '100ms' as $$
 declare
   v_parent text;
   v_partition text;
+  v_quiet boolean;
 begin
   foreach v_parent in array '{finished_workflows,checkpoints}'::text[] loop
     v_partition := v_parent || to_char(day, '_YYYYMMDD');
     exit when to_regclass('durable.' || v_partition) is not null;
   end loop;
-  if not durable._is_quiet(array['durable.' || v_parent, 'durable.' || v_partition]::regclass[]) then
-    return 0;
+  v_quiet := durable._is_quiet(array['durable.' || v_parent, 'durable.' || v_partition]::regclass[]);
+  if v_quiet is not true then
+    return v_quiet::integer;
   end if;
   begin
     -- Without ONLY it would be a lock on every day.
@@ -126,7 +129,7 @@ begin
 end
 $$;
 
--- At most one partition per call.
+-- At most one partition per call; the result is that of durable._drop_day().
 create function durable._drop_history()
 returns integer language plpgsql as $$
 declare

@@ -116,9 +116,16 @@ create table durable.finished_workflows_shape (
   like durable.finished_workflows including all,
   constraint finished_workflows_shape_pkey primary key (workflow_id)
 );
--- "What failed since noon" must not read what went well.
-create index finished_workflows_shape_unhappy_idx on durable.finished_workflows_shape (completed_at)
-  where status <> 'completed';
+-- What people ask of history: by status and time, by name, by queue, by key, by tag; decision 0010 has their price. What a
+-- worker reports together ends at one time, so that entries of the first three are mostly equal and stored once.
+create index finished_workflows_shape_status_idx on durable.finished_workflows_shape (status, completed_at);
+create index finished_workflows_shape_name_idx on durable.finished_workflows_shape (name, completed_at);
+create index finished_workflows_shape_queue_idx on durable.finished_workflows_shape (queue, completed_at);
+create index finished_workflows_shape_key_idx on durable.finished_workflows_shape (key) where key is not null;
+-- Not only where there are tags: that tags @> '…' means that there are some is more than the planner knows. New entries wait
+-- in a list, and whoever makes it too long sorts it in; a short one makes that a short wait.
+create index finished_workflows_shape_tags_idx on durable.finished_workflows_shape using gin (tags jsonb_path_ops)
+  with (gin_pending_list_limit = 1024);
 comment on table durable.finished_workflows_shape is 'Always empty: what a new partition of durable.finished_workflows looks like.';
 
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';

@@ -24,7 +24,7 @@ insert into matrix values
   ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'), ('fail', 'w'),
   ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''), ('grant_observer', ''),
   ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'), ('reclaim', 'w'),
-  ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
+  ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retain', 'a'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
   ('step_result', 'wo'), ('tick', 'wa'), ('version', 'cwoa'), ('build', 'cwoa');
 
 create temp table audience (letter text, role name);

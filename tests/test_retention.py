@@ -1,0 +1,538 @@
+"""Retention: what is past its time goes, by whole days where it can; what is unfinished never does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from clusters import Database
+from engine import (
+    Connection,
+    at_once,
+    call,
+    claim,
+    claim_one,
+    enqueue,
+    refused,
+    rows,
+    steps,
+    value,
+    wait_until_blocked,
+    workflow,
+)
+
+
+def day_of(conn: Connection, days_ago: int) -> date:
+    day = value(conn, "select (now() at time zone 'UTC')::date - %s", days_ago)
+    assert isinstance(day, date)
+    return day
+
+
+def ended(
+    conn: Connection, days_ago: int, count: int = 1, *, name: str = "w", queue: str = "default", key: str | None = None
+) -> list[UUID]:
+    """Workflows of a past day that were completed at once, each with two steps, and with a key if one is given."""
+    day = day_of(conn, days_ago)
+    conn.execute("select durable._provision_partitions(%s, %s)", [day, day])
+    ids = rows(
+        conn,
+        """insert into durable.finished_workflows (workflow_id, created_at, completed_at, attempt, failures, crashes,
+             max_attempts, priority, status, name, queue, key, tags)
+           select (left(durable._first_id(d.noon)::text, 18) || right(gen_random_uuid()::text, 18))::uuid, d.noon, d.noon,
+             1, 0, 0, 1, 0, 'completed', %s, %s, %s || n, '{}'
+           from generate_series(1, %s) n, (select durable._start_of(%s) + interval '12 hours' as noon) d
+           returning workflow_id""",
+        *(name, queue, key, count, day),
+    )
+    conn.execute(
+        """insert into durable.checkpoints (workflow_id, completed_at, attempt, status, step_name)
+           select f.workflow_id, f.completed_at, 1, 'completed', s from durable.finished_workflows f, unnest(array['a', 'b']) s
+           where f.workflow_id = any(%(ids)s)""",
+        {"ids": [row[0] for row in ids]},
+    )
+    conn.execute(
+        """insert into durable.workflow_keys (key, name, workflow_id)
+           select f.key, f.name, f.workflow_id from durable.finished_workflows f
+           where f.workflow_id = any(%(ids)s) and f.key is not null""",
+        {"ids": [row[0] for row in ids]},
+    )
+    return [row[0] for row in ids]
+
+
+def began(conn: Connection, days_ago: int, **named: Any) -> Any:
+    """A workflow that was enqueued on a past day and is claimed: what claim() returns for it."""
+    queue = f"began {days_ago}"
+    workflow_id = enqueue(conn, queue=queue, **named)
+    old = value(
+        conn,
+        "select (left(durable._first_id(durable._start_of(%s) + interval '6 hours')::text, 18) || right(%s, 18))::uuid",
+        *(day_of(conn, days_ago), str(workflow_id)),
+    )
+    conn.execute("update durable.live_workflows set workflow_id = %s where workflow_id = %s", [old, workflow_id])
+    conn.execute("update durable.workflow_keys set workflow_id = %s where workflow_id = %s", [old, workflow_id])
+    return claim_one(conn, queues=[queue])
+
+
+def tick(conn: Connection, max_workflows: int = 1000) -> dict[str, Any]:
+    report = value(conn, "select durable.tick(%s)", max_workflows)
+    assert not [done for done in report.values() if isinstance(done, dict)], report
+    assert isinstance(report, dict)
+    return report
+
+
+def tick_until(conn: Connection, done: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if done():
+            return
+        tick(conn)
+    raise AssertionError("it did not come to pass")
+
+
+def tick_often(conn: Connection) -> None:
+    """More than often enough for all that is due, though each tick looks at three days of its choice."""
+    for _ in range(40):
+        tick(conn)
+
+
+def days(conn: Connection, parent: str = "finished_workflows") -> set[date]:
+    return {
+        row[0]
+        for row in rows(
+            conn,
+            "select to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD') from pg_inherits where inhparent = %s::regclass",
+            f"durable.{parent}",
+        )
+    }
+
+
+def is_gone(conn: Connection, days_ago: int) -> bool:
+    day = day_of(conn, days_ago)
+    return day not in days(conn) and day not in days(conn, "checkpoints")
+
+
+def stored(conn: Connection) -> set[UUID]:
+    return {row[0] for row in rows(conn, "select workflow_id from durable.workflows")}
+
+
+def test_a_day_that_is_past_is_dropped_with_its_steps_and_keys(db: Database) -> None:
+    conn = db.connect()
+    old, new = ended(conn, 40, 30, key="old "), ended(conn, 20, 30, key="new ")
+    conn.execute(
+        "insert into durable.open_steps (workflow_id, lease, started_at, step_name) values (%s, 1, now(), 's')",
+        [old[0]],
+    )
+    tick_until(conn, lambda: is_gone(conn, 40))
+    tick_until(conn, lambda: not rows(conn, "select from durable.workflow_keys where key like 'old%%'"))
+    assert stored(conn) == set(new)
+    assert value(conn, "select count(*) from durable.checkpoints") == 60
+    assert value(conn, "select count(*) from durable.open_steps") == 0
+    assert value(conn, "select count(*) from durable.workflow_keys") == 30
+    assert not is_gone(conn, 20)
+
+
+def test_a_tick_drops_one_partition_and_does_nothing_else_then(db: Database) -> None:
+    conn = db.connect()
+    ended(conn, 32)
+    kept = ended(conn, 10)
+    assert tick(conn)["dropped"] == 0
+    report = tick(conn)
+    assert report["dropped"] == 1
+    assert report["next_in_ms"] == 0
+    assert "recovered" not in report
+    # Between the two there are steps of no workflow: nobody can retry it without them.
+    assert day_of(conn, 32) not in days(conn)
+    assert day_of(conn, 32) in days(conn, "checkpoints")
+    assert stored(conn) == set(kept)
+    tick_until(conn, lambda: is_gone(conn, 32))
+
+
+@pytest.mark.parametrize("function", ["status", "result", "history", "cancel", "retry"])
+def test_a_removed_workflow_is_not_found_and_the_hint_names_the_retention(db: Database, function: str) -> None:
+    conn = db.connect()
+    (old,) = ended(conn, 40)
+    tick_until(conn, lambda: is_gone(conn, 40))
+    with refused("WF001") as info:
+        call(conn, function, old)
+    assert "retention" in str(info.value.diag.message_hint)
+
+
+def test_a_key_is_free_as_soon_as_its_workflow_is_gone(db: Database) -> None:
+    conn = db.connect()
+    ended(conn, 40, 2, key="k")
+    tick_until(conn, lambda: day_of(conn, 40) not in days(conn))
+    assert value(conn, "select count(*) from durable.workflow_keys") == 2
+    first = enqueue(conn, "another name", key="k1")
+    assert enqueue(conn, "another name", key="k1") == first
+    assert workflow(conn, first).key == "k1"
+    tick_often(conn)
+    # The one that was used again is the new workflow's, and stays.
+    assert rows(conn, "select key, workflow_id from durable.workflow_keys") == [("k1", first)]
+    with refused("WF003"):
+        enqueue(conn, "w", key="k1")
+
+
+def test_01_a_key_that_became_free_and_is_used_by_many_at_once_is_one_workflow(db: Database) -> None:
+    conn = db.connect()
+    ended(conn, 40, 5, key="k")
+    tick_until(conn, lambda: day_of(conn, 40) not in days(conn))
+    callers = 8
+    barrier = threading.Barrier(callers + 1)
+    connections = [db.connect() for _ in range(callers)]
+    ticker = db.connect()
+
+    def submit(one: Connection, number: int) -> list[UUID]:
+        keys = [f"k{n}" for n in range(1, 6)]
+        barrier.wait()
+        found = call(one, "enqueue_many", "w", [{}] * 5, keys=keys if number % 2 else keys[::-1])
+        ids = [row[0] for row in found]
+        return ids if number % 2 else ids[::-1]
+
+    def free() -> None:
+        barrier.wait()
+        tick_often(ticker)
+
+    *answers, _ = at_once(*(lambda n=n, one=one: submit(one, n) for n, one in enumerate(connections)), free)
+    assert all(answer == answers[0] for answer in answers)
+    assert stored(conn) == set(answers[0])
+    assert value(conn, "select count(*) from durable.workflow_keys") == 5
+
+
+def test_the_key_of_an_unfinished_workflow_stays_taken_however_old_it_is(db: Database) -> None:
+    conn = db.connect()
+    claimed = began(conn, 50, key="mine")
+    ended(conn, 50, 3, key="other ")
+    tick_until(conn, lambda: stored(conn) == {claimed.workflow_id})
+    tick_often(conn)
+    assert enqueue(conn, key="mine") == claimed.workflow_id
+    assert value(conn, "select count(*) from durable.workflow_keys") == 1
+
+
+def test_an_unfinished_workflow_keeps_its_day_and_its_steps_and_no_other_rows(db: Database) -> None:
+    conn = db.connect()
+    claimed = began(conn, 50)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {"n": 1})
+    ended(conn, 50, 25, key="k")
+    tick_until(conn, lambda: stored(conn) == {claimed.workflow_id})
+    tick_often(conn)
+    assert list(steps(conn, claimed.workflow_id)) == ["mine"]
+    assert value(conn, "select count(*) from durable.checkpoints") == 1
+    assert value(conn, "select count(*) from durable.workflow_keys") == 0
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "last", {})
+    call(conn, "complete", claimed.workflow_id, claimed.lease, {"n": 2})
+    # It ended just now, so it is kept from now on.
+    tick_often(conn)
+    assert workflow(conn, claimed.workflow_id).output == {"n": 2}
+    assert set(steps(conn, claimed.workflow_id)) == {"mine", "last"}
+    conn.execute("update durable.finished_workflows set completed_at = now() - interval '31 days'")
+    tick_until(conn, lambda: is_gone(conn, 50))
+
+
+def test_rows_are_deleted_in_batches_that_are_bounded_by_their_steps_too(db: Database) -> None:
+    conn = db.connect()
+    began(conn, 50)
+    small = ended(conn, 50, 25)
+    assert tick(conn, 10)["expired"] == 10
+    assert value(conn, "select count(*) from durable.checkpoints") == 30
+    # A tenth of a batch or more is a sign that there is more to do.
+    assert tick(conn, 10)["next_in_ms"] == 0
+    tick_until(conn, lambda: not stored(conn) & set(small))
+    ended(conn, 50, 4)
+    conn.execute(
+        """insert into durable.checkpoints (workflow_id, completed_at, attempt, status, step_name)
+           select workflow_id, completed_at, 1, 'completed', 's' || n from durable.finished_workflows, generate_series(1, 60) n"""
+    )
+    assert tick(conn, 10)["expired"] == 2
+    # One that alone has more than that goes as a whole.
+    assert tick(conn, 1)["expired"] == 1
+    assert value(conn, "select count(*) from durable.checkpoints") == 62
+
+
+def test_a_rule_for_a_name_counts_for_more_than_one_for_a_queue_and_both_for_more_than_the_setting(
+    db: Database,
+) -> None:
+    conn = db.connect()
+    call(conn, "configure", "retention", "10 days")
+    call(conn, "retain", "60 days", queue="slow")
+    call(conn, "retain", "2 days", queue="fast")
+    call(conn, "retain", "30 days", workflow="audit")
+    call(conn, "retain", "5 days", workflow="noise")
+    kept = {
+        *ended(conn, 8, 3),
+        *ended(conn, 50, 3, queue="slow"),
+        *ended(conn, 20, 3, name="audit"),
+        *ended(conn, 20, 3, name="audit", queue="fast"),
+        *ended(conn, 3, 3, name="noise", queue="fast"),
+        *ended(conn, 3, 3, name="noise", queue="slow"),
+    }
+    for days_ago, name, queue in (
+        (12, "w", "default"), (62, "w", "slow"), (4, "w", "fast"), (50, "audit", "slow"), (32, "audit", "default"),
+        (8, "noise", "slow"), (8, "noise", "default"),
+    ):  # fmt: skip
+        ended(conn, days_ago, 3, name=name, queue=queue)
+    tick_until(conn, lambda: stored(conn) == kept)
+    tick_often(conn)
+    assert stored(conn) == kept
+    assert value(conn, "select count(*) from durable.checkpoints") == 2 * len(kept)
+    # A day in which no rule keeps anything goes as a whole, though others that are older stay.
+    tick_until(conn, lambda: is_gone(conn, 12) and is_gone(conn, 62) and is_gone(conn, 32))
+    assert not is_gone(conn, 50)
+
+
+def test_a_rule_is_replaced_and_taken_back(db: Database) -> None:
+    conn = db.connect()
+    old = ended(conn, 5)
+    call(conn, "retain", "1 day", workflow="w")
+    call(conn, "retain", "6 days", workflow="w")
+    tick_often(conn)
+    assert stored(conn) == set(old)
+    call(conn, "retain", "1 day", workflow="w")
+    call(conn, "retain", None, workflow="w")
+    tick_often(conn)
+    assert stored(conn) == set(old)
+    assert rows(conn, "select * from durable.retention_rules") == []
+
+
+def test_a_hundred_years_are_for_ever(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "configure", "retention", "100 years")
+    old = ended(conn, 20_000, key="k")
+    call(conn, "retain", "1 day", queue="other")
+    gone = ended(conn, 20_000, queue="other", key="o")
+    tick_until(conn, lambda: not stored(conn) & set(gone))
+    tick_often(conn)
+    assert stored(conn) == set(old)
+    assert enqueue(conn, key="k1") == old[0]
+
+
+def test_less_than_a_day_is_kept_by_the_hour(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "configure", "retention", "1 hour")
+    one, two, three = (enqueue(conn) for _ in range(3))
+    for claimed in claim(conn, max_workflows=2):
+        call(conn, "complete", claimed.workflow_id, claimed.lease)
+    conn.execute(
+        "update durable.finished_workflows set completed_at = now() - interval '2 hours' where workflow_id = %s", [one]
+    )
+    tick_until(conn, lambda: stored(conn) == {two, three})
+    tick_often(conn)
+    assert stored(conn) == {two, three}
+    assert not is_gone(conn, 0)
+
+
+@pytest.mark.parametrize("timezone", ["Etc/GMT+12", "UTC", "Pacific/Kiritimati"])
+def test_a_day_ends_in_utc_wherever_the_session_is(db: Database, timezone: str) -> None:
+    conn = db.connect()
+    # Noon of the day that ended less than 30 days ago, and of the one before.
+    young, old = ended(conn, 30), ended(conn, 31)
+    conn.execute("update durable.finished_workflows set completed_at = now() - interval '30 days 1 second'")
+    conn.execute("select set_config('timezone', %s, false)", [timezone])
+    tick_until(conn, lambda: is_gone(conn, 31))
+    tick_often(conn)
+    assert stored(conn) == set(young)
+    assert not stored(conn) & set(old)
+
+
+def test_partitions_of_today_and_later_are_never_dropped(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "configure", "retention", "0")
+    tick_often(conn)
+    today = day_of(conn, 0)
+    assert days(conn) >= {today, today + timedelta(days=1), today + timedelta(days=2)}
+    assert days(conn) == days(conn, "checkpoints")
+
+
+# Locks
+
+
+def test_who_reads_the_history_for_long_is_waited_for_by_nobody(db: Database) -> None:
+    conn, reader = db.connect(), db.connect(autocommit=False)
+    ended(conn, 31)
+    reader.execute("select count(*) from durable.workflows")
+    claimed = [*claim(conn, max_workflows=1)] or [None]
+    assert claimed == [None]
+    for _ in range(10):
+        assert tick(conn)["dropped"] == 0
+        workflow_id = enqueue(conn)
+        conn.execute("set lock_timeout = 1")
+        call(conn, "complete", workflow_id, claim_one(conn).lease)
+        conn.execute("reset lock_timeout")
+    reader.commit()
+    tick_until(conn, lambda: is_gone(conn, 31))
+
+
+def test_a_reader_who_comes_just_before_the_lock_stops_the_drop_and_not_the_tick(db: Database) -> None:
+    conn, reader = db.connect(), db.connect(autocommit=False)
+    ended(conn, 31)
+    assert tick(conn)["dropped"] == 0
+    # It was not there at the look before, so that this tick asks for the lock, and gives up.
+    reader.execute("select count(*) from durable.workflows")
+    report = tick(conn)
+    assert report["dropped"] == 0
+    assert report["recovered"] == 0
+    reader.commit()
+    tick_until(conn, lambda: is_gone(conn, 31))
+
+
+def test_what_is_in_use_all_the_time_is_deleted_row_by_row_a_day_later(db: Database) -> None:
+    conn, reader = db.connect(), db.connect(autocommit=False)
+    young, old = ended(conn, 31, 4), ended(conn, 33, 4)
+    reader.execute("select count(*) from durable.workflows")
+    tick_until(conn, lambda: not stored(conn) & set(old))
+    tick_often(conn)
+    assert stored(conn) == set(young)
+    assert not is_gone(conn, 33)
+
+
+def test_dropping_a_day_locks_no_other_day(db: Database) -> None:
+    conn, other = db.connect(), db.connect(autocommit=False)
+    ended(conn, 31)
+    # As an autovacuum of today's does, and for longer than a tick would wait.
+    other.execute(
+        f"lock table only durable.finished_workflows_{day_of(conn, 0):%Y%m%d} in share update exclusive mode".encode()
+    )
+    tick_until(conn, lambda: is_gone(conn, 31))
+
+
+def test_a_day_is_not_dropped_in_a_transaction_whose_snapshot_is_old(db: Database) -> None:
+    conn, ticker = db.connect(), db.connect(autocommit=False)
+    claimed = began(conn, 40)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
+    call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
+    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    tick(conn)
+    ticker.execute("set transaction isolation level repeatable read")
+    ticker.execute("select 1")
+    call(conn, "retry", claimed.workflow_id)
+    for _ in range(5):
+        ticker.execute("select durable.tick()")
+    ticker.rollback()
+    assert list(steps(conn, claimed.workflow_id)) == ["mine"]
+
+
+def test_a_retry_and_the_drop_of_its_day_do_not_both_happen(db: Database) -> None:
+    conn, retrier, observer = db.connect(), db.connect(), db.connect()
+    claimed = began(conn, 40)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
+    call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
+    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    dropping = db.connect(autocommit=False)
+    # The drop first: the retry waits, and finds nothing.
+    assert tick(dropping)["dropped"] == 0
+    dropping.commit()
+    assert tick(dropping)["dropped"] == 1
+
+    def retry() -> None:
+        with refused("WF001"):
+            call(retrier, "retry", claimed.workflow_id)
+
+    def commit() -> None:
+        wait_until_blocked(observer, retrier)
+        dropping.commit()
+
+    at_once(retry, commit)
+    assert stored(conn) == set()
+
+
+def test_a_retried_workflow_keeps_its_steps_and_its_day(db: Database) -> None:
+    conn, retrier = db.connect(), db.connect(autocommit=False)
+    claimed = began(conn, 40)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
+    call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
+    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    call(retrier, "retry", claimed.workflow_id)
+    tick_often(conn)
+    retrier.commit()
+    tick_often(conn)
+    assert list(steps(conn, claimed.workflow_id)) == ["mine"]
+    assert workflow(conn, claimed.workflow_id).status == "pending"
+
+
+def test_work_goes_on_without_errors_and_deadlocks_while_days_are_dropped(db: Database) -> None:
+    conn = db.connect()
+    for days_ago in range(31, 36):
+        ended(conn, days_ago, 50, key=f"{days_ago} ")
+    call(conn, "retain", "1 hour", workflow="short")
+    pinned = [began(conn, days_ago) for days_ago in (60, 61)]
+    past = "update durable.finished_workflows set completed_at = now() - interval '2 hours' where name = 'short'"
+    over = threading.Event()
+
+    def work(number: int) -> int:
+        one, queue, count = db.connect(), f"queue {number}", 0
+        while not over.is_set():
+            call(
+                one,
+                "enqueue_many",
+                "short" if number % 2 else "w",
+                [{}] * 10,
+                queue,
+                keys=[f"{number} {count} {n}" for n in range(10)],
+            )
+            claimed = claim(one, f"worker {number}", 10, [queue])
+            ids, leases = [c.workflow_id for c in claimed], [c.lease for c in claimed]
+            half = len(ids) // 2
+            kept = call(one, "checkpoint_many", ids, leases, ["s"] * len(ids), [{}] * len(ids))
+            assert {row.outcome for row in kept} == {"ok"}
+            # All three orders in which a transaction can come to the two tables.
+            done = call(one, "flush", ids[:half], leases[:half], ["t"] * half, [{}] * half, [1] * half, [1] * half,
+                        ids[:half], leases[:half], [{}] * half)  # fmt: skip
+            assert done == []
+            with one.transaction():
+                done = call(one, "complete_many", ids[half:], leases[half:], [{}] * (len(ids) - half))
+                call(one, "history", ids[0])
+            assert {row.outcome for row in done} == {"ok"}
+            count += len(ids)
+        return count
+
+    def expire() -> None:
+        try:
+            ticker = db.connect()
+            tick_until(ticker, lambda: all(is_gone(ticker, days_ago) for days_ago in range(31, 36)))
+            ticker.execute(past.encode())
+            tick_until(
+                ticker,
+                lambda: (
+                    rows(
+                        ticker,
+                        "select from durable.workflows where name = 'short' and completed_at < now() - interval '1 hour'",
+                    )
+                    == []
+                ),
+            )
+            for claimed in pinned:
+                call(ticker, "checkpoint", claimed.workflow_id, claimed.lease, "s", {})
+        finally:
+            over.set()
+
+    *counts, _ = at_once(*(lambda n=n: work(n) for n in range(4)), expire)
+    assert all(counts)
+    conn.execute(past.encode())
+    tick_until(conn, lambda: rows(conn, "select from durable.workflows where name = 'short'") == [])
+    kept = counts[0] + counts[2]
+    assert value(conn, "select count(*) from durable.workflows where name = 'w' and status = 'completed'") == kept
+    assert value(conn, "select count(*) from durable.workflow_keys where key ~ '^[02] '") == kept
+    assert value(conn, "select count(*) from durable.workflows where status = 'running'") == 2
+    assert value(conn, "select deadlocks from pg_stat_database where datname = current_database()") == 0
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("keep", "named"),
+    [
+        ("1 day", {}),
+        ("1 day", {"queue": "q", "workflow": "w"}),
+        ("-1 day", {"queue": "q"}),
+        ("101 years", {"workflow": "w"}),
+    ],
+)
+def test_an_impossible_rule_is_refused(db: Database, keep: str, named: dict[str, str]) -> None:
+    conn = db.connect()
+    with refused("WF005"):
+        call(conn, "retain", keep, **named)
+    assert rows(conn, "select * from durable.retention_rules") == []
