@@ -240,14 +240,12 @@ declare
   v_id uuid := durable._first_id('epoch');
   v_day date;
   v_next uuid;
-  v_count integer;
+  v_count integer := 0;
 begin
-  loop
+  while v_count = 0 loop
     select k.workflow_id into v_id from durable.workflow_keys k
     where k.workflow_id >= v_id and k.workflow_id < v_until order by k.workflow_id limit 1;
-    if not found then
-      return 0;
-    end if;
+    exit when not found;
     v_day := (durable._id_time(v_id) at time zone 'UTC')::date;
     v_next := durable._first_id(durable._start_of(v_day + 1));
     if to_regclass('durable.finished_workflows' || to_char(v_day, '_YYYYMMDD')) is null then
@@ -258,11 +256,9 @@ begin
           and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
         order by o.workflow_id limit max_keys for update skip locked));
       get diagnostics v_count = row_count;
-      if v_count > 0 then
-        return v_count;
-      end if;
     end if;
     v_id := v_next;
   end loop;
+  return v_count;
 end
 $$;

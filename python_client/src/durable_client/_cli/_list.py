@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +16,8 @@ from ._output import WORKFLOW_JSON, Column, duration, one_line, print_table
 STATUSES = ["pending", "running", "sleeping", "waiting", "completed", "failed", "cancelled"]
 
 _ERROR_PREVIEW = 300
+
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
 _COLUMNS = [
     Column("WORKFLOW"),
@@ -70,7 +74,7 @@ def list_workflows(
         for column, value in (("name", name), ("queue", queue), ("key", key))
         if value is not None
     ]
-    conditions += [("w.tags ->> %s = %s", [tag, value]) for tag, value in tags.items()]
+    conditions += [_has_tag(tag, value) for tag, value in tags.items()]
     if statuses:
         conditions.append(("w.status = any(%s::durable.workflow_status[])", [list(statuses)]))
     if since is not None:
@@ -112,3 +116,11 @@ def list_workflows(
     )
     if len(rows) == limit:
         click.echo(f"These are the newest {limit}; --limit shows more.", err=True)
+
+
+def _has_tag(tag: str, value: str) -> tuple[str, list[Any]]:
+    """As containment, which has an index. What looks like a number or a truth value may be stored as one, too."""
+    wanted = [json.dumps({tag: value})]
+    if value in ("true", "false") or _NUMBER.fullmatch(value):
+        wanted.append(f"{{{json.dumps(tag)}: {value}}}")
+    return "(" + " or ".join(["w.tags @> %s::jsonb"] * len(wanted)) + ")", wanted
