@@ -125,7 +125,8 @@ begin
   end if;
 
   v_next := least(
-    case when v_again then clock_timestamp() end,
+    -- Soon, but most of the time is for others.
+    case when v_again then clock_timestamp() + 4 * (clock_timestamp() - statement_timestamp()) end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
