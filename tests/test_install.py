@@ -89,6 +89,15 @@ def run_one_workflow(conn: Connection) -> None:
     assert steps(conn, workflow_id)["s"].output == {"v": 1}
 
 
+def remove_an_old_day(conn: Connection) -> None:
+    partition = "select to_regclass('durable.finished_workflows_20200229'), to_regclass('durable.checkpoints_20200229')"
+    conn.execute("select durable._provision_partitions('2020-02-29', '2020-02-29')")
+    assert None not in rows(conn, partition)[0]
+    for _ in range(5):
+        call(conn, "tick")
+    assert rows(conn, partition) == [(None, None)]
+
+
 def test_create_extension_gives_the_version_of_the_control_file(db: Database) -> None:
     conn = db.connect()
     ((installed, told),) = rows(
@@ -102,6 +111,7 @@ def test_33_a_role_that_is_no_superuser_installs_the_plain_file_and_runs_workflo
     conn = empty.connect(user=owner)
     install_plain(conn)
     run_one_workflow(conn)
+    remove_an_old_day(conn)
     call(conn, "attach", "w")
     call(conn, "configure", "lease", "1 minute")
 
@@ -110,6 +120,7 @@ def test_33_a_role_that_is_no_superuser_creates_the_extension(empty: Database, o
     conn = empty.connect(user=owner)
     conn.execute("create extension durable")
     run_one_workflow(conn)
+    remove_an_old_day(conn)
 
 
 def test_33_the_plain_file_and_the_extension_make_the_same_schema(db: Database, empty: Database) -> None:

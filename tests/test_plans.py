@@ -145,6 +145,12 @@ def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Datab
         "select * from durable.workflows where workflow_id = '{id}'",
         "select * from durable.workflow_steps where workflow_id = '{id}'",
         "select * from durable.workflows where status = 'failed' and completed_at > now() - interval '1 day'",
+        "select * from durable.workflows where status = 'cancelled' and completed_at < now() order by completed_at desc limit 50",
+        "select * from durable.workflows order by workflow_id desc limit 50",
+        "select * from durable.finished_workflows where name = 'rare' order by completed_at desc limit 50",
+        "select * from durable.finished_workflows where queue = 'rare' order by completed_at desc limit 50",
+        "select * from durable.finished_workflows where key = 'fill 7'",
+        "select * from durable.finished_workflows where tags @> '{{\"tenant\": \"acme\"}}'",
     ],
 )
 def test_the_usual_questions_of_users_are_answered_through_indexes(db: Database, query: str) -> None:

@@ -1,25 +1,29 @@
 -- Everything that a replay needs, in the order in which it happened. Outputs that are large, alone or together, are left
--- out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most.
+-- out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most. In plpgsql, which keeps the plan: it
+-- has as many parts as history has days.
 create function durable._steps(workflow_id uuid)
-returns jsonb language sql stable as $$
-  select coalesce(jsonb_agg(s.step order by s.at), '[]') from (
-    select c.completed_at as at, jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
-      || case when c.status = 'error' then jsonb_build_object('error', c.error)
-         when c.size > 100000 or c.total > 32000000 then '{"omitted": true}'
-         else jsonb_build_object('output', c.output) end as step
-    from (
-      select s.*, sum(s.size) over (order by s.completed_at, s.step_name) as total
-      -- As text, for the size of the column is that of its compressed form.
-      from (select k.*, octet_length(k.output::text) as size from durable.checkpoints k
-            where k.workflow_id = _steps.workflow_id) s) c
-    union all
-    select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
-      'at_most_once', o.at_most_once, 'error', o.error,
-      'retry_in_ms', greatest(0, extract(epoch from o.retry_at - clock_timestamp()) * 1000)::bigint)
-    from durable.open_steps o
-    where o.workflow_id = _steps.workflow_id
-      and not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
-  ) s
+returns jsonb language plpgsql stable as $$
+begin
+  return (
+    select coalesce(jsonb_agg(s.step order by s.at), '[]') from (
+      select c.completed_at as at, jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
+        || case when c.status = 'error' then jsonb_build_object('error', c.error)
+           when c.size > 100000 or c.total > 32000000 then '{"omitted": true}'
+           else jsonb_build_object('output', c.output) end as step
+      from (
+        select s.*, sum(s.size) over (order by s.completed_at, s.step_name) as total
+        -- As text, for the size of the column is that of its compressed form.
+        from (select k.*, octet_length(k.output::text) as size from durable.checkpoints k
+              where k.workflow_id = _steps.workflow_id) s) c
+      union all
+      select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
+        'at_most_once', o.at_most_once, 'error', o.error,
+        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - clock_timestamp()) * 1000)::bigint)
+      from durable.open_steps o
+      where o.workflow_id = _steps.workflow_id
+        and not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
+    ) s);
+end
 $$;
 
 create function durable.claim(

@@ -53,7 +53,7 @@ comment on function durable.grant_observer(regrole) is
 
 create function durable.grant_admin(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('admin', role); end $$;
-comment on function durable.grant_admin(regrole) is 'Lets a role change settings, cancel, retry, recover, tick and end registrations of workers.';
+comment on function durable.grant_admin(regrole) is 'Lets a role change settings and retention, cancel, retry, recover, tick and end registrations of workers.';
 
 -- Postgres lets everyone execute a new function; here nobody may who was not told so.
 revoke all on all functions in schema durable from public;

@@ -286,10 +286,13 @@ end
 $$;
 
 create function durable.step_result(workflow_id uuid, step_name text)
-returns table (status durable.step_status, output jsonb, error jsonb) language sql stable security definer
+returns table (status durable.step_status, output jsonb, error jsonb) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  return query
   select c.status, c.output, c.error from durable.checkpoints c
-  where c.workflow_id = step_result.workflow_id and c.step_name = step_result.step_name
+  where c.workflow_id = step_result.workflow_id and c.step_name = step_result.step_name;
+end
 $$;
 comment on function durable.step_result(uuid, text) is
   'The stored outcome of one step; no row when there is none yet.';

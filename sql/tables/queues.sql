@@ -51,5 +51,10 @@ create unlogged table durable.lane_marks (
   sweep_at timestamptz not null,
   constraint lane_marks_pkey primary key (queue, priority),
   constraint lane_marks_order check (safe_seq <= start_seq)
-) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+) with (
+  -- Few rows, and each changes up to ten times a second: room for their new versions, and vacuum after a count of them.
+  fillfactor = 20,
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 200
+);
 comment on table durable.lane_marks is 'How far the claims of each lane have come; see the comment in sql/tables/queues.sql.';

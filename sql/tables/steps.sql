@@ -43,7 +43,11 @@ create table durable.open_steps (
   constraint open_steps_retry_has_error check ((retry_at is null) = (error is null)),
   constraint open_steps_once_is_not_retried check (not at_most_once or retry_at is null),
   constraint open_steps_step_name_length check (char_length(step_name) between 1 and 500)
-) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+) with (
+  -- Rows die when their step ends: vacuum early and by count, as durable.live_workflows.
+  autovacuum_vacuum_scale_factor = 0.02,
+  autovacuum_vacuum_threshold = 1000
+);
 comment on table durable.open_steps is 'Steps without an outcome whose start was worth writing down. Read it through durable.workflow_steps.';
 comment on column durable.open_steps.lease is 'Lease of the worker that began it.';
 comment on column durable.open_steps.attempt is 'The attempt that runs, or that retry_at waits for.';

@@ -16,7 +16,10 @@ create table durable.workers (
   constraint workers_name_length check (char_length(name) between 1 and 200),
   constraint workers_cleared_is_dead check (cleared_at is null or died_at is not null),
   constraint workers_suspect_has_lock check (suspect_since is null or session_lock)
-) with (fillfactor = 50);
+) with (
+  -- A heartbeat changes no indexed column: with room on the page the new version goes there, and nothing waits for vacuum.
+  fillfactor = 50
+);
 create unique index workers_live_name_idx on durable.workers (name) where died_at is null;
 -- After some deploys the dead outnumber the living by far. Recovery looks for those that may still hold something, and for
 -- those to be forgotten.
@@ -47,6 +50,10 @@ create unlogged table durable.idle_workers (
   queue text not null,
   worker_id integer not null,
   constraint idle_workers_pkey primary key (queue, worker_id)
+) with (
+  -- Read by each enqueue, and a row comes and goes with each pause of a worker: vacuum after a count of them.
+  autovacuum_vacuum_scale_factor = 0,
+  autovacuum_vacuum_threshold = 200
 );
 create index idle_workers_worker_idx on durable.idle_workers (worker_id);
 comment on table durable.idle_workers is 'Workers that found nothing to claim and wait for the doorbell, per queue.';

@@ -116,7 +116,7 @@ create table durable.finished_workflows_shape (
   like durable.finished_workflows including all,
   constraint finished_workflows_shape_pkey primary key (workflow_id)
 );
--- What people ask of history: by status and time, by name, by queue, by key, by tag; decision 0010 has their price. What a
+-- What people ask of history: by status and time, by name, by queue, by key, by tag; decision 0011 has their price. What a
 -- worker reports together ends at one time, so that entries of the first three are mostly equal and stored once.
 create index finished_workflows_shape_status_idx on durable.finished_workflows_shape (status, completed_at);
 create index finished_workflows_shape_name_idx on durable.finished_workflows_shape (name, completed_at);
@@ -139,6 +139,10 @@ create table durable.workflow_keys (
   workflow_id uuid not null,
   constraint workflow_keys_pkey primary key (key),
   constraint workflow_keys_length check (char_length(key) between 1 and 500)
+) with (
+  -- Rows are inserted and, a day's worth at a time, deleted: vacuum before they are a fifth of a month.
+  autovacuum_vacuum_scale_factor = 0.02,
+  autovacuum_vacuum_threshold = 10000
 );
 -- Retention finds the keys of a day that is gone.
 create index workflow_keys_workflow_idx on durable.workflow_keys (workflow_id);

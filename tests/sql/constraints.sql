@@ -113,5 +113,14 @@ select pg_temp.refused($$ update durable.finished_workflows set status = 'failed
 select throws_ok($$ insert into durable.finished_workflows select * from durable.finished_workflows $$,
   '23505', null, 'a workflow ends once');
 
+select pg_temp.refused($$ insert into durable.retention_rules values (null, null, '1 day') $$,
+  'retention_rules_is_for_one', 'a retention rule is for something');
+select pg_temp.refused($$ insert into durable.retention_rules values ('q', 'w', '1 day') $$,
+  'retention_rules_is_for_one', 'a retention rule is for one thing');
+select pg_temp.refused($$ insert into durable.retention_rules values ('q', null, '-1 day') $$,
+  'retention_rules_keep', 'history is not removed before it is there');
+select pg_temp.refused($$ insert into durable.retention_rules values ('q', null, '1 day'), ('q', null, '2 days') $$,
+  'retention_rules_key', 'a queue has one retention rule');
+
 select finish();
 rollback;
