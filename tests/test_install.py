@@ -90,12 +90,12 @@ def run_one_workflow(conn: Connection) -> None:
 
 
 def remove_an_old_day(conn: Connection) -> None:
-    partition = "select to_regclass('durable.finished_workflows_20200229'), to_regclass('durable.checkpoints_20200229')"
+    there = "select count(*) from pg_class where relname in ('finished_workflows_20200229', 'checkpoints_20200229')"
     conn.execute("select durable._provision_partitions('2020-02-29', '2020-02-29')")
-    assert None not in rows(conn, partition)[0]
+    assert value(conn, there) == 2
     for _ in range(5):
         call(conn, "tick")
-    assert rows(conn, partition) == [(None, None)]
+    assert value(conn, there) == 0
 
 
 def test_create_extension_gives_the_version_of_the_control_file(db: Database) -> None:

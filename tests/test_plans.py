@@ -150,7 +150,7 @@ def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Datab
         "select * from durable.finished_workflows where name = 'rare' order by completed_at desc limit 50",
         "select * from durable.finished_workflows where queue = 'rare' order by completed_at desc limit 50",
         "select * from durable.finished_workflows where key = 'fill 7'",
-        "select * from durable.finished_workflows where tags @> '{{\"tenant\": \"acme\"}}'",
+        'select * from durable.finished_workflows where tags @> \'{{"tenant": "acme"}}\'',
     ],
 )
 def test_the_usual_questions_of_users_are_answered_through_indexes(db: Database, query: str) -> None:

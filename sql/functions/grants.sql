@@ -16,8 +16,8 @@ $$;
 create function durable._views_of(audience text)
 returns text[] language sql immutable as $$
   select case audience
-    when 'observer' then '{workflows,workflow_steps,queues,workers,settings}'::text[]
-    when 'admin' then '{settings}'
+    when 'observer' then '{workflows,workflow_steps,queues,workers,settings,retention_rules}'::text[]
+    when 'admin' then '{settings,retention_rules}'
     when 'worker' then '{settings}'
     else '{}' end
 $$;

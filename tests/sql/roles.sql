@@ -55,8 +55,9 @@ select set_eq(
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
   $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'), ('durable_t_observer', 'queues'),
        ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings'),
+       ('durable_t_observer', 'retention_rules'), ('durable_t_admin', 'retention_rules'),
        ('durable_t_worker', 'settings') $$,
-  'observers read the views, admins and workers the settings, and nobody else anything');
+  'observers read the views, admins and workers the settings, admins the retention, and nobody else anything');
 select is_empty(
   $$ select a.role, c.oid::regclass, p from audience a, pg_class c, unnest(array['insert', 'update', 'delete', 'truncate']) p
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, p) $$,
