@@ -102,19 +102,22 @@ begin
         when 'lanes' then durable._tidy_lanes()
         -- Not what the next tick may drop as a whole.
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
-        when 'freed' then durable._free_keys(max_workflows)
+        -- Nobody waits for these: they are free already.
+        when 'freed' then durable._free_keys(5 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
         when 'expired' then v_done >= max_workflows / 10.0
-        when 'freed' then v_done >= max_workflows / 10.0
         else false end;
       v_report := v_report || jsonb_build_object(v_part, coalesce(v_done, 0));
       if v_part in ('woken', 'timed_out') then
         v_timers[1 + (v_part = 'timed_out')::integer] := v_done;
       end if;
-      -- Whoever uses the history now waits for this transaction to end.
-      exit when v_part = 'dropped' and v_done > 0;
+      if v_part = 'dropped' and v_done > 0 then
+        -- Whoever uses the history now waits for this transaction to end.
+        v_at := null;
+        exit;
+      end if;
     exception when others then
       v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
@@ -139,9 +142,10 @@ end
 $$;
 comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies '
-  'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call; of history it drops '
-  'at most one partition, and then does nothing else. Returns a JSON object with the count of each part, or its error; '
-  'next_in_ms, the milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
+  'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call, and deletes at most '
+  'five times as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
+  'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
+  'seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
   '{"busy": true} at once. '
   'Errors: WF005 when max_workflows is not positive.';
