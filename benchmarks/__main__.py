@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
             bench.log(scenario.title)
             others = machine.Bystanders()
             for measurement in scenario.run(bench):
-                bench.log(f"  {measurement.system:8}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
+                bench.log(f"  {measurement.system:16}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
                 measurements.append(measurement)
             bystanders[scenario.name] = round(others.share(), 3)
         result = Run(
