@@ -3,13 +3,19 @@
 from benchmarks.bench import Scenario
 from benchmarks.scenarios import (
     crash_recovery,
+    deep_backlog,
     enqueue,
+    half_load,
+    held_snapshot,
     idle_latency,
     idle_load,
     many_workers,
     one_step,
     plain_def,
+    plain_queue,
+    sleepers,
     sql_batches,
+    sql_queue,
     ten_steps,
 )
 
@@ -17,7 +23,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     one_step.SCENARIO,
     ten_steps.SCENARIO,
     plain_def.SCENARIO,
+    plain_queue.SCENARIO,
+    sql_queue.SCENARIO,
     sql_batches.SCENARIO,
+    deep_backlog.SCENARIO,
+    held_snapshot.SCENARIO,
+    sleepers.SCENARIO,
+    half_load.SCENARIO,
     enqueue.SCENARIO,
     idle_latency.SCENARIO,
     crash_recovery.SCENARIO,
