@@ -20,13 +20,13 @@ class Backlog:
 
 
 REPEATS = 3
-# Each is run once, beside the repeats of one process with 200 in flight.
+# Each is run once, with half of the backlog, beside the repeats of one process with 200 in flight.
 SHAPES = tuple(
     shape
     for shape in (Shape(processes, in_flight) for processes in (1, 2) for in_flight in (50, 200, 1000))
     if shape != ONE_PROCESS
 )
-QUICK_SHAPES = (Shape(2, 200),)
+QUICK_SHAPES = {"durable": (Shape(2, 200),)}
 BEST = "best of all shapes"
 
 
@@ -60,23 +60,23 @@ def throughput(
     workflow: str,
     backlogs: Mapping[str, Backlog],
     *,
-    shapes: Sequence[Shape] = (),
+    all_shapes: bool = False,
     targets: Mapping[str, Target] | None = None,
 ) -> Iterator[Measurement]:
     """The rate in each shape, and what a workflow costs in the first one. The targets are by metric."""
     what, parts = ("steps", STEPS[workflow]) if STEPS[workflow] > 1 else ("workflows", 1)
     for system in bench.chosen_for_load(*backlogs):
         backlog = backlogs[system.name]
-        count = backlog.quick if bench.quick else backlog.full
+        count, half = (backlog.quick, backlog.quick) if bench.quick else (backlog.full, backlog.full // 2)
         figures = _Figures(scenario, system, count, targets or {})
 
         loads = [run_load(bench, system, workflow, count) for _ in range(1 if bench.quick else REPEATS)]
         repeated = [count * parts / load.drain.seconds for load in loads]
         yield figures.rate(what, repeated, ONE_PROCESS)
-        if shapes:
+        if all_shapes:
             rates = {ONE_PROCESS: max(repeated)}
-            for shape in shapes:
-                rates[shape] = count * parts / run_load(bench, system, workflow, count, shape).drain.seconds
+            for shape in QUICK_SHAPES.get(system.name, ()) if bench.quick else SHAPES:
+                rates[shape] = half * parts / run_load(bench, system, workflow, half, shape).drain.seconds
                 yield figures.rate(f"{what}, {shape}", [rates[shape]], shape)
             best = max(rates, key=lambda shape: rates[shape])
             yield figures.rate(f"{what}, {BEST}", [rates[best]], best)

@@ -17,7 +17,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     if not bench.cluster.count_statements(True):
         bench.log("left out: this Postgres has no pg_stat_statements")
         return
-    window = 10.0 if bench.quick else 30.0
+    window = 5.0 if bench.quick else 20.0
     for system in bench.chosen("durable", "absurd", "dbos"):
         rate = _statements_per_second(bench, system, window)
         yield Measurement.of(

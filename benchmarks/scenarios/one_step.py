@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchmarks.bench import Bench, Scenario
 from benchmarks.measurement import Measurement, Target
-from benchmarks.scenarios._load import BEST, QUICK_SHAPES, SHAPES, Backlog, throughput
+from benchmarks.scenarios._load import BEST, Backlog, throughput
 from benchmarks.workload import ONE_STEP
 
 BACKLOGS = {
@@ -23,8 +23,7 @@ TARGETS = {
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    shapes = QUICK_SHAPES if bench.quick else SHAPES
-    return throughput(bench, "one-step", ONE_STEP, BACKLOGS, shapes=shapes, targets=TARGETS)
+    return throughput(bench, "one-step", ONE_STEP, BACKLOGS, all_shapes=True, targets=TARGETS)
 
 
 SCENARIO = Scenario("one-step", "One-step workflows, async worker processes", run)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from benchmarks.bench import Bench, Scenario
 from benchmarks.measurement import Measurement, Target
-from benchmarks.scenarios._load import BEST, QUICK_SHAPES, SHAPES, Backlog, throughput
+from benchmarks.scenarios._load import BEST, Backlog, throughput
 from benchmarks.workload import TEN_STEPS
 
 BACKLOGS = {
@@ -18,8 +18,7 @@ TARGETS = {"steps": Target(None, RATIOS), f"steps, {BEST}": Target(35_000, RATIO
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    shapes = QUICK_SHAPES if bench.quick else SHAPES
-    return throughput(bench, "ten-steps", TEN_STEPS, BACKLOGS, shapes=shapes, targets=TARGETS)
+    return throughput(bench, "ten-steps", TEN_STEPS, BACKLOGS, all_shapes=True, targets=TARGETS)
 
 
 SCENARIO = Scenario("ten-steps", "Ten-step workflows, async worker processes", run)

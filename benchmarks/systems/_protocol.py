@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 
 # Enqueues one workflow by name with an input, as an application would.
 Producer = Callable[[str, dict[str, Any]], None]
@@ -53,7 +53,7 @@ class Queue(Protocol):
 
     name: str
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         """What is chosen for speed; the profile "default" chooses nothing."""
 
     def install(self, dsn: str) -> None:
@@ -81,6 +81,6 @@ class Engine(Protocol):
 
     name: str
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]: ...
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]: ...
 
     def run_load(self, workflow: str, count: int, shape: Shape) -> Load: ...

@@ -15,7 +15,7 @@ import uvloop
 from absurd_sdk import Absurd, AsyncAbsurd, AsyncTaskContext
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import MARK, ONE_STEP, ORDER, QUEUE, STEPS, TEN_STEPS, charge
 
@@ -26,7 +26,7 @@ CLIENTS = 4
 class _Absurd:
     name = "absurd"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         batch = -(-in_flight // CLIENTS)
         return {"connections": CLIENTS, "batch_size": batch, "concurrency": batch, "poll_interval_s": 0.01}
 

@@ -11,7 +11,7 @@ import sqlalchemy
 from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import MARK, ONE_STEP, ORDER, QUEUE, STEPS, TEN_STEPS, charge
 
@@ -22,7 +22,7 @@ VERSION = "benchmark"
 class _Dbos:
     name = "dbos"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         return {"worker_concurrency": in_flight, "polling_interval_s": 0.005, "sys_db_pool_size": 20}
 
     def install(self, dsn: str) -> None:

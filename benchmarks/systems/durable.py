@@ -12,7 +12,7 @@ import psycopg
 from durable_client import AsyncContext, Context, Durable
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import (
     HOLD,
@@ -34,7 +34,7 @@ BACKLOG_BATCH = 1000
 class _Durable:
     name = "durable"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         return {"concurrency": in_flight}
 
     def install(self, dsn: str) -> None:

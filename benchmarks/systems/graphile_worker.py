@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems import _node
 from benchmarks.systems._protocol import Drain
 from benchmarks.workload import ORDER
@@ -21,7 +21,7 @@ SCRIPT = "graphile_worker.mjs"
 class _GraphileWorker:
     name = "graphile_worker"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         # More jobs at once, a larger local queue, and a delay before jobs are deleted made no difference.
         return {
             "concurrentJobs": min(in_flight, 96),

@@ -16,7 +16,7 @@ from pgqueuer.models import Job
 from pgqueuer.queries import Queries
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain
 from benchmarks.workload import NO_STEP, ORDER, charge
 
@@ -27,7 +27,7 @@ POOL = 10
 class _PgQueuer:
     name = "pgqueuer"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         return {"batch_size": in_flight, "pool": POOL, "driver": "asyncpg"}
 
     def install(self, dsn: str) -> None:

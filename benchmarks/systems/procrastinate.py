@@ -9,7 +9,7 @@ import uvloop
 from procrastinate import App, PsycopgConnector
 from psycopg import Connection
 
-from benchmarks.processes import WorkerOptions
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain
 from benchmarks.workload import NO_STEP, ORDER, QUEUE, charge
 
@@ -20,7 +20,7 @@ POOL = 20
 class _Procrastinate:
     name = "procrastinate"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         # More at once made it slower.
         return {"concurrency": min(in_flight, 50), "pool": POOL}
 

@@ -22,7 +22,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
 from benchmarks.cluster import free_port
-from benchmarks.processes import WorkerOptions, WorkerProcess, cpu_seconds_of
+from benchmarks.processes import IN_FLIGHT, WorkerOptions, WorkerProcess, cpu_seconds_of
 from benchmarks.systems import _node
 from benchmarks.systems._protocol import Drain, Load, Shape
 from benchmarks.workload import ONE_STEP, ORDER, STEPS, TEN_STEPS, charge
@@ -36,7 +36,7 @@ SENDERS = 8
 class _Restate:
     name = "restate"
 
-    def throughput_settings(self, in_flight: int) -> dict[str, Any]:
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
         return {"concurrent-invocations-limit": in_flight, "server of the worker": "granian, uvloop"}
 
     def run_load(self, workflow: str, count: int, shape: Shape) -> Load:
