@@ -9,7 +9,7 @@ from benchmarks.workload import TEN_STEPS
 
 BACKLOGS = {
     "durable": Backlog(15_000, 4_000),
-    "absurd": Backlog(800, 400),
+    "absurd": Backlog(1_200, 400),
     "dbos": Backlog(200, 100),
     "restate": Backlog(1_000, 500),
 }
