@@ -36,10 +36,16 @@ test:
 
 # Measures durable beside its peers, see benchmarks/README.md. Options: make bench BENCH="--systems durable"
 .PHONY: bench bench-quick
-bench bench-quick:
-	@test -x benchmarks/.venv/bin/python || python3 -m venv benchmarks/.venv
+bench bench-quick: benchmarks/node_modules/.package-lock.json
 	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@benchmarks/.venv/bin/python -m benchmarks run $(if $(filter bench-quick,$@),--quick) $(BENCH)
+
+# Node and npm come with the Python packages, so that a machine with Python alone will do. No script of a package runs.
+benchmarks/node_modules/.package-lock.json: benchmarks/package-lock.json benchmarks/requirements.txt
+	@test -x benchmarks/.venv/bin/python || python3 -m venv benchmarks/.venv
+	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@PATH="$(CURDIR)/benchmarks/.venv/bin:$$PATH" npm ci --prefix benchmarks --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 # The example of examples/orders: needs Python and make, and nothing else. Options: make demo DEMO="--orders 1000"
 .PHONY: demo

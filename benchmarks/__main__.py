@@ -1,4 +1,4 @@
-"""The entry point: python -m benchmarks run | render | compare."""
+"""The entry point: python -m benchmarks run | render | publish | compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +19,16 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.workload import ORDER, charge
 
 RESULTS = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+HEADING = (
+    "# Benchmarks",
+    "",
+    "All of these systems ran on one Postgres in one run, each with the settings that made it quickest; Restate has a",
+    "storage of its own. What was lost is shown like what was won. How each figure is measured stands in",
+    "[benchmarks/](../benchmarks/README.md), and every sample in",
+    "[`{source}`](../benchmarks/results/{source}), from which this page is made.",
+    "",
+)
 SCENARIO_NAMES = tuple(scenario.name for scenario in SCENARIOS)
 
 
@@ -36,9 +46,14 @@ def main() -> None:
     run.add_argument("--output", type=Path, default=None, help="the file of the results, instead of one in results/")
     run.set_defaults(command=_run)
 
-    render = commands.add_parser("render", help="print the table of a result file")
+    render = commands.add_parser("render", help="write the table and the chart of a result file beside it")
     render.add_argument("file", type=Path)
     render.set_defaults(command=_render)
+
+    publish = commands.add_parser("publish", help="write them into docs/, where the README shows the chart")
+    publish.add_argument("file", type=Path)
+    publish.add_argument("--check", action="store_true", help="only say whether they are what the file says")
+    publish.set_defaults(command=_publish)
 
     compare = commands.add_parser("compare", help="print what changed; exit status 1 when durable became slower")
     compare.add_argument("old", type=Path)
@@ -65,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
             bench.log(scenario.title)
             others = machine.Bystanders()
             for measurement in scenario.run(bench):
-                bench.log(f"  {measurement.system:8}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
+                bench.log(f"  {measurement.system:16}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
                 measurements.append(measurement)
             bystanders[scenario.name] = round(others.share(), 3)
         result = Run(
@@ -82,14 +97,30 @@ def _run(args: argparse.Namespace) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = args.output or RESULTS / f"{started_at:%Y%m%d-%H%M%S}-{mode}.json"
     result.save(path)
-    table = report.render(result)
-    path.with_suffix(".md").write_text(table)
-    print(table)
+    _write(report.files(result, path.with_suffix(".md")))
+    print(report.render(result))
     print(f"Kept in {path}")
 
 
 def _render(args: argparse.Namespace) -> None:
-    print(report.render(Run.load(args.file)))
+    run = Run.load(args.file)
+    _write(report.files(run, args.file.with_suffix(".md")))
+    print(report.render(run))
+
+
+def _publish(args: argparse.Namespace) -> None:
+    run = Run.load(args.file)
+    source = args.file.resolve().relative_to(RESULTS)
+    texts = report.files(run, PUBLISHED, [line.format(source=source) for line in HEADING])
+    if not args.check:
+        _write(texts)
+    elif stale := [path.name for path, text in texts.items() if path.read_text() != text]:
+        sys.exit(f"Not what {source} says: {', '.join(stale)}. Run this without --check.")
+
+
+def _write(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        path.write_text(text)
 
 
 def _compare(args: argparse.Namespace) -> None:

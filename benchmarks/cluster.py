@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.processes import cpu_seconds_of
 
@@ -98,6 +99,18 @@ class Cluster:
             conn.execute(f"alter system set pg_stat_statements.track = '{'top' if on else 'none'}'")
             conn.execute("select pg_reload_conf()")
         return True
+
+    def statements(self, dsn: str) -> int:
+        """How many were counted in a database. Asked from another one, so that the counting is not counted."""
+        if not self._has_statement_counter():
+            return 0
+        sql = (
+            "select coalesce(sum(s.calls), 0)::bigint from pg_stat_statements s"
+            " join pg_database d on d.oid = s.dbid where d.datname = %s"
+        )
+        with psycopg.connect(self.dsn(), autocommit=True) as conn:
+            conn.execute("create extension if not exists pg_stat_statements")
+            return int(conn.execute(sql, [conninfo_to_dict(dsn)["dbname"]]).fetchall()[0][0])
 
     def settings(self) -> dict[str, str]:
         with psycopg.connect(self.dsn()) as conn:

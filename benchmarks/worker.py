@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import processes, systems
+from benchmarks import systems
+from benchmarks.processes import WorkerOptions
 
 
 def main() -> None:
@@ -12,13 +13,12 @@ def main() -> None:
     parser.add_argument("--system", required=True, choices=systems.NAMES)
     parser.add_argument("--profile", required=True, choices=["throughput", "default"])
     parser.add_argument("--dsn", required=True)
+    parser.add_argument("--in-flight", required=True, type=int)
     parser.add_argument("--mark-fd", type=int, default=None)
     args = parser.parse_args()
 
-    def mark(sample: int) -> None:
-        processes.write_mark(args.mark_fd, sample)
-
-    systems.load(args.system).serve(args.dsn, args.profile, mark)
+    options = WorkerOptions(args.dsn, args.profile, args.in_flight, args.mark_fd)
+    systems.load(args.system).serve(options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 QUEUE = "orders"
 
 # Workflows, registered under these names by every system.
+NO_STEP = "no_step"
 ONE_STEP = "one_step"
 TEN_STEPS = "ten_steps"
 ONE_STEP_DEF = "one_step_def"  # the same with plain functions
@@ -14,7 +15,7 @@ TEN_STEPS_DEF = "ten_steps_def"
 MARK = "mark"  # reports that its body began
 HOLD = "hold"  # reports that its body began, and then runs for as long as it is let
 
-STEPS = {ONE_STEP: 1, TEN_STEPS: 10, ONE_STEP_DEF: 1, TEN_STEPS_DEF: 10}
+STEPS = {NO_STEP: 0, ONE_STEP: 1, TEN_STEPS: 10, ONE_STEP_DEF: 1, TEN_STEPS_DEF: 10}
 
 ORDER: dict[str, Any] = {"order": 12345, "sku": "abc"}
 

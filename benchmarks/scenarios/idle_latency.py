@@ -18,7 +18,7 @@ SEED = 1
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    samples = 30 if bench.quick else 200
+    samples = 10 if bench.quick else 100
     settings = {"samples": samples, "gap_s": list(GAP)}
     for system in bench.chosen("durable", "absurd", "dbos"):
         latencies = _latencies(bench, system, samples)

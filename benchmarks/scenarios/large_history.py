@@ -73,7 +73,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
             of_empty = _rate(system, empty, backlog)
             rates.append(_rate(system, full, backlog))
             shares.append(rates[-1] / of_empty)
-        settings |= {"backlog": backlog, **system.throughput_settings}
+        settings |= {"backlog": backlog, **system.throughput_settings()}
         yield Measurement.of(
             "large-history", "durable", "throughput, of that in an empty database", "", "higher", shares,
             settings=settings, target=Target(0.9),

@@ -4,17 +4,26 @@ from collections.abc import Iterator
 
 from benchmarks.bench import Bench, Scenario
 from benchmarks.measurement import Measurement, Target
-from benchmarks.scenarios._load import Backlog, throughput
+from benchmarks.scenarios._load import BEST, Backlog, throughput
 from benchmarks.workload import ONE_STEP
 
-BACKLOGS = {"durable": Backlog(80_000, 15_000), "absurd": Backlog(6_000, 2_000), "dbos": Backlog(2_500, 800)}
+BACKLOGS = {
+    "durable": Backlog(60_000, 15_000),
+    "absurd": Backlog(4_000, 2_000),
+    "dbos": Backlog(1_200, 800),
+    "restate": Backlog(4_000, 2_000),
+}
+RATIOS = {"absurd": 12, "dbos": 30}
+TARGETS = {
+    "workflows": Target(None, RATIOS),
+    f"workflows, {BEST}": Target(14_000, RATIOS),
+    "WAL per workflow": Target(3_000),
+    "commits per workflow": Target(0.1),
+}
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
-    return throughput(
-        bench, "one-step", ONE_STEP, BACKLOGS,
-        workflows_target=Target(8_000, {"absurd": 10, "dbos": 25}),
-    )  # fmt: skip
+    return throughput(bench, "one-step", ONE_STEP, BACKLOGS, all_shapes=True, targets=TARGETS)
 
 
-SCENARIO = Scenario("one-step", "One-step workflows, one async worker process, 200 in flight", run)
+SCENARIO = Scenario("one-step", "One-step workflows, async worker processes", run)

@@ -10,7 +10,7 @@ from benchmarks.workload import ONE_STEP_DEF, TEN_STEPS_DEF
 
 def run(bench: Bench) -> Iterator[Measurement]:
     yield from throughput(
-        bench, "one-step def", ONE_STEP_DEF, {"durable": Backlog(30_000, 8_000)}, workflows_target=Target(3_000)
+        bench, "one-step def", ONE_STEP_DEF, {"durable": Backlog(30_000, 8_000)}, targets={"workflows": Target(3_000)}
     )
     yield from throughput(bench, "ten-steps def", TEN_STEPS_DEF, {"durable": Backlog(6_000, 1_500)})
 

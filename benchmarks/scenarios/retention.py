@@ -28,7 +28,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     """A worker at full load, whose own ticks remove an old day: as a whole, or row by row where something pins it."""
     workflows, window, backlog = (50_000, 3.0, 200_000) if bench.quick else (1_000_000, 10.0, 600_000)
     for system in bench.chosen("durable"):
-        settings = {"workflows": workflows, "window_s": window, **system.throughput_settings}
+        settings = {"workflows": workflows, "window_s": window, **system.throughput_settings()}
         for what, pinned in (("a day", False), ("a pinned day", True)):
             seconds, removed, share = _remove(bench, system, workflows, window, backlog, pinned=pinned)
             yield Measurement.of(

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
-from benchmarks.systems._protocol import Drain, Producer, System
+from benchmarks.systems._protocol import Drain, Engine, Load, Producer, Queue, Shape, System
 
-TITLES = {"durable": "durable", "absurd": "Absurd", "dbos": "DBOS"}
+TITLES = {
+    "durable": "durable",
+    "absurd": "Absurd",
+    "dbos": "DBOS",
+    "restate": "Restate",
+    "procrastinate": "Procrastinate",
+    "pgqueuer": "PgQueuer",
+    "graphile_worker": "graphile-worker",
+    "pg_boss": "pg-boss",
+}
 NAMES = tuple(TITLES)
 
-__all__ = ["NAMES", "Drain", "Producer", "System", "TITLES", "load"]
+__all__ = ["NAMES", "Drain", "Engine", "Load", "Producer", "Queue", "Shape", "System", "TITLES", "load"]
 
 
-def load(name: str) -> System:
-    system: System = import_module(f"benchmarks.systems.{name}").SYSTEM
-    return system
+def load(name: str) -> Any:
+    """The adapter of a name: a System, a Queue or an Engine."""
+    return import_module(f"benchmarks.systems.{name}").SYSTEM

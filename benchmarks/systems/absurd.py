@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import absurdctl  # type: ignore[import-untyped]
 import psycopg
@@ -14,21 +15,20 @@ import uvloop
 from absurd_sdk import Absurd, AsyncAbsurd, AsyncTaskContext
 from psycopg import Connection
 
-from benchmarks.processes import Profile
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import MARK, ONE_STEP, ORDER, QUEUE, STEPS, TEN_STEPS, charge
+
+# A client has one connection, and claims its next batch when the last one is done.
+CLIENTS = 4
 
 
 class _Absurd:
     name = "absurd"
-    # A client has one connection, and claims its next batch when the last one is done. Four of them with batches of 50
-    # keep 200 tasks in flight.
-    throughput_settings: ClassVar[dict[str, Any]] = {
-        "connections": 4,
-        "batch_size": 50,
-        "concurrency": 50,
-        "poll_interval_s": 0.01,
-    }
+
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
+        batch = -(-in_flight // CLIENTS)
+        return {"connections": CLIENTS, "batch_size": batch, "concurrency": batch, "poll_interval_s": 0.01}
 
     def install(self, dsn: str) -> None:
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -55,18 +55,18 @@ class _Absurd:
         finally:
             client.close()
 
-    def serve(self, dsn: str, profile: Profile, mark: Callable[[int], None]) -> None:
-        uvloop.run(self._serve(dsn, profile, mark))
+    def serve(self, options: WorkerOptions) -> None:
+        uvloop.run(self._serve(options))
 
-    async def _serve(self, dsn: str, profile: Profile, mark: Callable[[int], None]) -> None:
-        if profile == "default":
-            await _client(dsn, mark).start_worker()
+    async def _serve(self, options: WorkerOptions) -> None:
+        if options.profile == "default":
+            await _client(options).start_worker()
             return
-        chosen = self.throughput_settings
+        chosen = self.throughput_settings(options.in_flight)
         await asyncio.gather(
             *(
-                _client(dsn, mark).start_worker(
-                    worker_id=f"worker-{i}",
+                _client(options).start_worker(
+                    worker_id=f"worker-{os.getpid()}-{i}",
                     batch_size=chosen["batch_size"],
                     concurrency=chosen["concurrency"],
                     poll_interval=chosen["poll_interval_s"],
@@ -87,12 +87,12 @@ class _Absurd:
         return Drain(*conn.execute(sql).fetchall()[0])
 
 
-def _client(dsn: str, mark: Callable[[int], None]) -> AsyncAbsurd:
-    client = AsyncAbsurd(dsn, queue_name=QUEUE)
+def _client(options: WorkerOptions) -> AsyncAbsurd:
+    client = AsyncAbsurd(options.dsn, queue_name=QUEUE)
 
     @client.register_task(MARK)
     async def report(value: Any, ctx: AsyncTaskContext) -> Any:
-        mark(value["sample"])
+        options.mark(value["sample"])
 
     client.register_task(ONE_STEP)(_workflow(STEPS[ONE_STEP]))
     client.register_task(TEN_STEPS)(_workflow(STEPS[TEN_STEPS]))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import sqlalchemy
 from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
 from psycopg import Connection
 
-from benchmarks.processes import Profile
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import MARK, ONE_STEP, ORDER, QUEUE, STEPS, TEN_STEPS, charge
 
@@ -21,11 +21,9 @@ VERSION = "benchmark"
 
 class _Dbos:
     name = "dbos"
-    throughput_settings: ClassVar[dict[str, Any]] = {
-        "worker_concurrency": 200,
-        "polling_interval_s": 0.005,
-        "sys_db_pool_size": 20,
-    }
+
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
+        return {"worker_concurrency": in_flight, "polling_interval_s": 0.005, "sys_db_pool_size": 20}
 
     def install(self, dsn: str) -> None:
         DBOS(config=_config(dsn))
@@ -55,10 +53,10 @@ class _Dbos:
         finally:
             client.destroy()
 
-    def serve(self, dsn: str, profile: Profile, mark: Callable[[int], None]) -> None:
-        chosen = self.throughput_settings
-        config = _config(dsn)
-        if profile == "throughput":
+    def serve(self, options: WorkerOptions) -> None:
+        chosen = self.throughput_settings(options.in_flight)
+        config = _config(options.dsn)
+        if options.profile == "throughput":
             config["sys_db_pool_size"] = chosen["sys_db_pool_size"]
         DBOS(config=config)
 
@@ -78,10 +76,10 @@ class _Dbos:
 
         @DBOS.workflow(name=MARK)
         async def report(value: dict[str, Any]) -> None:
-            mark(value["sample"])
+            options.mark(value["sample"])
 
         DBOS.launch()
-        if profile == "throughput":
+        if options.profile == "throughput":
             DBOS.register_queue(
                 QUEUE,
                 worker_concurrency=chosen["worker_concurrency"],

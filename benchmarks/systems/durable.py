@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import durable_client
 import psycopg
 from durable_client import AsyncContext, Context, Durable
 from psycopg import Connection
 
-from benchmarks.processes import Profile
+from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import (
     HOLD,
     MARK,
+    NO_STEP,
     ONE_STEP,
     ONE_STEP_DEF,
     ORDER,
@@ -32,7 +33,9 @@ BACKLOG_BATCH = 1000
 
 class _Durable:
     name = "durable"
-    throughput_settings: ClassVar[dict[str, Any]] = {"concurrency": 200}
+
+    def throughput_settings(self, in_flight: int = IN_FLIGHT) -> dict[str, Any]:
+        return {"concurrency": in_flight}
 
     def install(self, dsn: str) -> None:
         with psycopg.connect(dsn) as conn:
@@ -58,11 +61,11 @@ class _Durable:
         finally:
             app.close()
 
-    def serve(self, dsn: str, profile: Profile, mark: Callable[[int], None]) -> None:
-        app = Durable(dsn)
-        _register(app, mark)
-        if profile == "throughput":
-            app.run_worker(queues=[QUEUE], concurrency=self.throughput_settings["concurrency"])
+    def serve(self, options: WorkerOptions) -> None:
+        app = Durable(options.dsn)
+        _register(app, options)
+        if options.profile == "throughput":
+            app.run_worker(queues=[QUEUE], **self.throughput_settings(options.in_flight))
         else:
             app.run_worker(queues=[QUEUE])
 
@@ -77,13 +80,17 @@ class _Durable:
         return Drain(*conn.execute(sql).fetchall()[0])
 
 
-def _register(app: Durable, mark: Callable[[int], None]) -> None:
+def _register(app: Durable, options: WorkerOptions) -> None:
     @app.step(name="charge")
     async def step(order: dict[str, Any]) -> dict[str, Any]:
         return charge(order)
 
     @app.step(name="charge_def")
     def step_def(order: dict[str, Any]) -> dict[str, Any]:
+        return charge(order)
+
+    @app.workflow(name=NO_STEP, queue=QUEUE)
+    async def no_step(ctx: AsyncContext, order: dict[str, Any]) -> dict[str, Any]:
         return charge(order)
 
     @app.workflow(name=ONE_STEP, queue=QUEUE)
@@ -108,11 +115,11 @@ def _register(app: Durable, mark: Callable[[int], None]) -> None:
 
     @app.workflow(name=MARK, queue=QUEUE)
     async def report(ctx: AsyncContext, value: dict[str, Any]) -> None:
-        mark(value["sample"])
+        options.mark(value["sample"])
 
     @app.workflow(name=HOLD, queue=QUEUE)
     async def hold(ctx: AsyncContext, value: dict[str, Any]) -> None:
-        mark(value["sample"])
+        options.mark(value["sample"])
         await asyncio.sleep(3600)
 
 

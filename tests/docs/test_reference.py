@@ -15,9 +15,10 @@ from engine import value
 FIGURE = re.compile(r"`(\w+)` \((\d[^)]*)\)")
 
 
-def check(generator: str, **environment: str) -> None:
+def check(*command: str, **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / generator), "--check"],
+        [sys.executable, *command, "--check"],
+        cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -29,15 +30,21 @@ def check(generator: str, **environment: str) -> None:
 
 @pytest.mark.pg(15)
 def test_the_sql_reference_is_up_to_date(db: Database) -> None:
-    check("generate_sql_reference.py", DURABLE_DSN=db.dsn)
+    check("docs/generate_sql_reference.py", DURABLE_DSN=db.dsn)
 
 
 def test_the_python_reference_is_up_to_date() -> None:
-    check("generate_python_reference.py")
+    check("docs/generate_python_reference.py")
 
 
 def test_the_cli_reference_is_up_to_date() -> None:
-    check("generate_cli_reference.py")
+    check("docs/generate_cli_reference.py")
+
+
+def test_the_page_of_the_benchmarks_is_that_of_the_results_that_it_names() -> None:
+    named = re.search(r"\]\(\.\./(benchmarks/results/[^)]+\.json)\)", (ROOT / "docs/benchmarks.md").read_text())
+    assert named is not None
+    check("-m", "benchmarks", "publish", named[1])
 
 
 @pytest.mark.pg(15)

@@ -1,0 +1,60 @@
+"""Work in batches by SQL alone, on one connection: four prepared statements a batch, each its own commit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from psycopg import Connection
+
+from benchmarks.workload import ORDER, QUEUE, charge
+
+INPUT, OUTPUT = json.dumps(ORDER), json.dumps(charge(ORDER))
+Claimed = tuple[list[str], list[int]]  # ids and leases
+
+
+def enqueue(conn: Connection[Any], size: int, *, priority: int = 0) -> None:
+    conn.execute(
+        "select durable.enqueue_many('one_step', %s::jsonb[], queue => %s, priority => %s)",
+        [[INPUT] * size, QUEUE, priority],
+        prepare=True,
+    )
+
+
+def claim(conn: Connection[Any], size: int) -> Claimed:
+    rows = conn.execute(
+        "select workflow_id::text, lease from durable.claim('worker', array[%s], %s)", [QUEUE, size], prepare=True
+    ).fetchall()
+    if len(rows) != size:
+        raise SystemExit(f"A claim of {size} got {len(rows)}.")
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def checkpoint(conn: Connection[Any], claimed: Claimed) -> None:
+    ids, leases = claimed
+    conn.execute(
+        "select * from durable.checkpoint_many(%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[])",
+        [ids, leases, ["charge"] * len(ids), [OUTPUT] * len(ids)],
+        prepare=True,
+    )
+
+
+def complete(conn: Connection[Any], claimed: Claimed) -> None:
+    ids, leases = claimed
+    conn.execute(
+        "select * from durable.complete_many(%s::uuid[], %s::bigint[], %s::jsonb[])",
+        [ids, leases, [OUTPUT] * len(ids)],
+        prepare=True,
+    )
+
+
+def one_step_batch(conn: Connection[Any], size: int) -> None:
+    enqueue(conn, size)
+    claimed = claim(conn, size)
+    checkpoint(conn, claimed)
+    complete(conn, claimed)
+
+
+def completed(conn: Connection[Any]) -> int:
+    sql = "select count(*) from durable.finished_workflows where status = 'completed'"
+    return int(conn.execute(sql).fetchall()[0][0])
