@@ -182,7 +182,9 @@ def index_reads(conn: Connection, index: str) -> int:
 def test_claims_do_not_wade_through_what_an_open_transaction_keeps(db: Database, writes: bool) -> None:
     conn = db.connect()
 
-    def work() -> int:
+    def work(pause: float = 0) -> int:
+        # The cursor moves ten times a second at the most.
+        time.sleep(pause)
         before = index_reads(conn, "live_workflows_ready_idx")
         conn.execute("select durable.enqueue_many('w', array_fill('{}'::jsonb, array[100]))")
         got = claim(conn, "worker", 100)
@@ -199,7 +201,7 @@ def test_claims_do_not_wade_through_what_an_open_transaction_keeps(db: Database,
             time.sleep(2.5)
             work()
             time.sleep(2.5)
-        read = [work() for _ in range(9)]
+        read = [work(0.11) for _ in range(9)]
         other.rollback()
     # A batch of 100 is read by the claim and by the look-ups of the cursor; the open transaction keeps over 10,000. One or
     # two may have met the sweep.

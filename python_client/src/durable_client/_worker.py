@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ _POLL = 3.0
 # NOTIFY.
 _BUSY = 0.02
 _NAP = 0.004
+# What the workflows of a worker that end within this many seconds are claimed ahead: about as long as a claim takes, so
+# that none of them waits for one. A worker with slow workflows claims none that another could begin.
+_AHEAD = 0.02
+_SAMPLE = 0.05
 # How long code that was told to stop may take to do so.
 _LAST_WORDS = 2.0
 
@@ -84,6 +89,9 @@ class Worker:
         self._transactions = transactions
         self._drain = seconds(drain)
         self._runs: dict[str, Run] = {}
+        # Claimed, and to be started when others end.
+        self._next: deque[Claimed] = deque()
+        self._ended_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._announced = self._has_channel = False
@@ -176,23 +184,27 @@ class Worker:
     async def _claim_loop(self) -> None:
         self._announced = False
         last_work = time.monotonic() - _BUSY
+        sampled_at, counted, ahead = last_work, 0, 0
         while not self._stopping:
-            free = self._concurrency - len(self._runs)
-            if free <= 0:
+            now = time.monotonic()
+            if now - sampled_at > _SAMPLE:
+                rate = (self._ended_count - counted) / (now - sampled_at)
+                sampled_at, counted, ahead = now, self._ended_count, min(self._concurrency, int(rate * _AHEAD))
+            free = self._concurrency - len(self._runs) - len(self._next)
+            # With none free, a claim is worth its while for many.
+            if free <= 0 and free < 1 - ahead // 2:
                 self._slot.clear()
                 await self._slot.wait()
                 continue
+            wanted = free + ahead
             self._bell.clear()
-            rows = await self._claim(free)
-            if self._stopping:
-                await self._release([(row.workflow_id, row.lease) for row in rows])
-                return
-            for row in rows:
-                self._start(row)
+            rows = await self._claim(wanted)
+            self._next.extend(rows)
+            self._start_next()
             now = time.monotonic()
             if rows:
                 self._announced, last_work = False, now
-            if len(rows) == free:
+            if len(rows) == wanted:
                 continue
             if now - last_work < _BUSY:
                 await asyncio.sleep(_NAP)
@@ -215,13 +227,13 @@ class Worker:
         claimed = [Claimed._make(row) for row in rows]
         return [each for each in claimed if each.lease not in self._given_back] if self._given_back else claimed
 
-    async def _release(self, leases: list[tuple[str, int]]) -> None:
-        ids, tokens = _calls.plain_array(each[0] for each in leases), _calls.plain_array(each[1] for each in leases)
-        await self._link.execute(_calls.RELEASE, (ids, tokens))
+    async def _release(self, held: list[Claimed]) -> None:
+        ids, leases = (each.workflow_id for each in held), (each.lease for each in held)
+        await self._link.execute(_calls.RELEASE, (_calls.plain_array(ids), _calls.plain_array(leases)))
 
     async def _reclaim(self, claimed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a claim gave us whose answer was lost."""
-        known = [*self._runs, *(row[0] for row in claimed)]
+        known = [*self._runs, *(each.workflow_id for each in self._next), *(row[0] for row in claimed)]
         return await self._link.execute(_calls.RECLAIM, (self.name, _calls.plain_array(known)))
 
     async def _tick_loop(self) -> None:
@@ -237,6 +249,10 @@ class Worker:
             await asyncio.sleep(turn / 1000)
 
     # Running
+
+    def _start_next(self) -> None:
+        while self._next and len(self._runs) < self._concurrency and not self._stopping:
+            self._start(self._next.popleft())
 
     def _start(self, claimed: Claimed) -> None:
         run = Run(claimed)
@@ -318,7 +334,7 @@ class Worker:
                 break
         if outcome == "WF006":
             # Rather given back than held for ever by a worker that does nothing with it.
-            await self._release([(run.workflow_id, run.lease)])
+            await self._release([run.claimed])
         subject = f"workflow {run.workflow_id}"
         self._ended(
             run, WorkflowInterrupted(from_outcome(outcome, subject)) if outcome not in ("ok", "WF006") else None
@@ -330,19 +346,24 @@ class Worker:
         # While the worker stops, what it interrupted stays listed until it is given back.
         if self._runs.get(run.workflow_id) is run:
             del self._runs[run.workflow_id]
+            self._ended_count += 1
+            self._start_next()
         self._slot.set()
 
     # The session, in its thread
 
     def _held(self, long: float) -> tuple[list[str], list[int], list[dict[str, Any]]]:
+        # In this order, for what is started meanwhile moves from the one to the other.
+        held = list(self._next)
         runs = list(self._runs.values())
+        held += [run.claimed for run in runs]
         now = time.monotonic()
         steps = [
             {"workflow_id": run.workflow_id, "lease": run.lease, "step_name": name, "attempt": attempt,
              "elapsed_ms": int((now - started) * 1000)}
             for run in runs for name, (started, attempt) in list(run.running.items()) if now - started >= long
         ]  # fmt: skip
-        return [run.workflow_id for run in runs], [run.lease for run in runs], steps
+        return [each.workflow_id for each in held], [each.lease for each in held], steps
 
     def _from_session(self, call: Any, *args: Any) -> None:
         try:
@@ -355,6 +376,8 @@ class Worker:
         if run is not None:
             error = from_outcome(reason, f"workflow {workflow_id}")
             run.interrupt(error if isinstance(error, DurableError) else None)
+        else:
+            self._next = deque(each for each in self._next if each.workflow_id != workflow_id)
 
     def _attached(self) -> None:
         # A new session has a new channel, and after a crash Postgres has forgotten who is idle.
@@ -369,6 +392,10 @@ class Worker:
             await self._slot.wait()
 
     async def _finish_or_release(self, session: Session) -> None:
+        if self._next:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._release(list(self._next)), _LAST_WORDS)
+            self._next.clear()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._until_empty(), self._drain)
         for run in list(self._runs.values()):
