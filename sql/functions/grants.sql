@@ -4,12 +4,13 @@ create function durable._functions_of(audience text)
 returns setof regprocedure language sql stable as $$
   select p.oid::regprocedure from pg_proc p
   where p.pronamespace = 'durable'::regnamespace and p.proname::text = any (case audience
-    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'retry', 'status', 'result', 'history', 'version', 'build']
+    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'retry', 'status', 'result', 'history', 'cron_next',
+      'version', 'build']
     when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'claim', 'complete', 'complete_many',
       'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'reclaim', 'recover', 'release_many',
       'start_step', 'step_result', 'tick', 'version', 'build']
-    when 'observer' then array['status', 'result', 'history', 'step_result', 'version', 'build']
-    when 'admin' then array['configure', 'retain', 'cancel', 'retry', 'recover', 'tick', 'leave', 'version', 'build']
+    when 'observer' then array['cron_next', 'status', 'result', 'history', 'step_result', 'version', 'build']
+    when 'admin' then array['cron_next', 'configure', 'retain', 'cancel', 'retry', 'recover', 'tick', 'leave', 'version', 'build']
   end)
 $$;
 

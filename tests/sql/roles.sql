@@ -21,7 +21,7 @@ select durable.grant_admin('durable_t_admin');
 create temp table matrix (name text primary key, audience text not null);
 insert into matrix values
   ('attach', 'w'), ('begin_step', 'w'), ('cancel', 'ca'), ('checkpoint', 'w'), ('checkpoint_many', 'w'), ('claim', 'w'),
-  ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'), ('fail', 'w'),
+  ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('cron_next', 'coa'), ('enqueue', 'c'), ('enqueue_many', 'c'), ('fail', 'w'),
   ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''), ('grant_observer', ''),
   ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'), ('reclaim', 'w'),
   ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retain', 'a'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
