@@ -593,7 +593,7 @@ def test_a_tick_does_a_limited_amount_and_says_that_there_is_more(conn: Connecti
     for expected in (10, 10, 5, 0):
         report = value(conn, "select durable.tick(10)")
         assert report["fired"] == expected
-    assert report["next_in_ms"] > 0
+    assert report["next_in_ms"] is None
     schedule(conn, "much", cron="1 second", overlap="allow")
     conn.execute("update durable.schedules set next_at = next_at - interval '1 hour' where name = 'much'")
     report = tick(conn)
@@ -603,7 +603,8 @@ def test_a_tick_does_a_limited_amount_and_says_that_there_is_more(conn: Connecti
 def test_the_tick_says_when_the_next_one_is_due(conn: Connection) -> None:
     assert tick(conn)["next_in_ms"] is None
     schedule(conn)
-    assert 0 < tick(conn)["next_in_ms"] <= 366 * 86_400_000
+    # The next New Year is not within ten seconds.
+    assert tick(conn)["next_in_ms"] is None
     schedule(conn, "soon", cron="1 second")
     assert tick(conn)["next_in_ms"] <= 1000
 

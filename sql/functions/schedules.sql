@@ -571,7 +571,7 @@ begin
   perform durable._require(pause_on_failure is not null, format('schedule %L: pause_on_failure must not be NULL', name),
     'Leave it out for false.');
   perform durable._check_enqueue(workflow, queue, priority, null, max_attempts, timeout, tags);
-  perform durable._check_inputs(workflow, array[input], null);
+  perform durable._check_inputs(workflow, array[input], null, durable._max_payload());
   insert into durable.schedules (name, cron, timezone, workflow, queue, overlap, catchup, catchup_mode, jitter, starts_at, ends_at,
     max_firings, pause_on_failure, priority, max_attempts, timeout, tags, input)
   values (schedule.name, schedule.cron, schedule.timezone, schedule.workflow, schedule.queue, schedule.overlap, schedule.catchup,

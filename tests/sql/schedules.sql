@@ -26,11 +26,11 @@ end
 $$;
 
 select is(durable.cron_next('30 2 * * mon-fri', '2026-03-06 12:00+00', 'Europe/Berlin'), '2026-03-09 01:30+00', 'a line falls due');
-select is(durable.schedule('nightly', '0 2 * * *', 'report', timezone => 'Europe/Berlin', starts_at => '2100-06-01'),
+select is(durable.schedule('nightly', '0 2 * * *', 'report', timezone => 'Europe/Berlin', starts_at => '2100-06-01 00:00+00'),
   '2100-06-01 00:00+00', 'a schedule says when it is due first');
 select results_eq($$ select * from durable.next_firings('nightly', 2) $$,
   $$ values ('2100-06-01 00:00+00'::timestamptz), ('2100-06-02 00:00+00') $$, 'and when after that');
-select is(durable.schedule('nightly', '0 2 * * *', 'report', timezone => 'Europe/Berlin', starts_at => '2100-06-01'),
+select is(durable.schedule('nightly', '0 2 * * *', 'report', timezone => 'Europe/Berlin', starts_at => '2100-06-01 00:00+00'),
   '2100-06-01 00:00+00', 'to say it again changes nothing');
 select isnt(durable.trigger_schedule('nightly'), null, 'it can be triggered by hand');
 select results_eq($$ select name, input ->> 'schedule' from durable.workflows $$, $$ values ('report', 'nightly') $$, 'which starts a workflow');
