@@ -1,24 +1,25 @@
 -- When a cron line falls due.
 --
--- A line is parsed into bit strings, one bit for each value of a field, so that "the next minute that matches" is the position
--- of the next 1. The search runs over the clock on the wall: the first day that matches, then the first time of that day. Only
--- then comes the time zone, and what a change of the clock does to the time that was found.
+-- A line is parsed into bit strings, one bit for each value of a field, so that "the next minute that matches" is the
+-- position of the next 1. The search runs over the clock on the wall: the first day that matches, then the first time
+-- of that day. Only then comes the time zone, and what a change of the clock does to the time that was found.
 --
--- Where cron implementations differ, this is what holds here; in brackets what croniter does, where that is something else:
+-- Where cron implementations differ, this is what holds here; in brackets what croniter does, where that is something
+-- else:
 --
 -- * Six fields have the seconds first.
--- * When both day fields are restricted, a day matches when either does; * and ? do not restrict, all else does, also */2.
---   [With fri#2 or L5 in the day of the week both must match. */2 does not restrict beside a list of all days.]
--- * A range may wrap around (fri-mon, 22-4), with a step that goes on across the end: 22-4/3 is 22, 1, 4. [The phase is lost
---   at the end.] 5-5 is 5 [all values], and 5/15 is 5-59/15.
+-- * When both day fields are restricted, a day matches when either does; * and ? do not restrict, all else does, also
+--   */2. [With fri#2 or L5 in the day of the week both must match. */2 does not restrict beside a list of all days.]
+-- * A range may wrap around (fri-mon, 22-4), with a step that goes on across the end: 22-4/3 is 22, 1, 4. [The phase is
+--   lost at the end.] 5-5 is 5 [all values], and 5/15 is 5-59/15.
 -- * L as day of the month is the last one; 5L and L5 are the last Friday, fri#2 the second [not beside other weekdays].
--- * The clock skips a time (it goes from 02:00 to 03:00): what was due in between is due once, when the clock has changed.
---   [02:30 is due at 03:30.]
+-- * The clock skips a time (it goes from 02:00 to 03:00): what was due in between is due once, when the clock has
+--   changed. [02:30 is due at 03:30.]
 -- * The clock repeats a time (it goes back from 03:00 to 02:00): what is due then is due the first time. [Both times.]
 -- * Lines that match in every hour of the day follow the hours as they pass instead: nothing is made up for a skipped
 --   hour, for the next one comes at once, and they are due in both passes of a repeated one. [Only if the hour is *.]
--- * Intervals are counted from an instant (1970-01-01 00:00 UTC where nothing else is said), and the clock on the wall does
---   not matter.
+-- * Intervals are counted from an instant (1970-01-01 00:00 UTC where nothing else is said), and the clock on the wall
+--   does not matter.
 
 create type durable.cron as (
   every bigint,
@@ -35,8 +36,8 @@ create type durable.cron as (
   hourly boolean
 );
 comment on type durable.cron is
-  'A parsed cron line. every is an interval in seconds, and all else null; or a bit for each value of each field, weekdays for '
-  'six weeks on end. nth_weekdays has 10 * weekday + n for weekday#n, n = 0 for the last one.';
+  'A parsed cron line. every is an interval in seconds, and all else null; or a bit for each value of each field, '
+  'weekdays for six weeks on end. nth_weekdays has 10 * weekday + n for weekday#n, n = 0 for the last one.';
 
 create function durable._raise_cron(cron text, field text, problem text, allowed text)
 returns void language plpgsql as $$
@@ -50,11 +51,13 @@ $$;
 create function durable._cron_value(cron text, field text, value text, low integer, high integer, names text[])
 returns integer language plpgsql as $$
 declare
-  v_number integer := case when value ~ '^\d{1,4}$' then value::integer else array_position(names, lower(value)) - 1 + low end;
+  v_number integer := case when value ~ '^\d{1,4}$' then value::integer
+    else array_position(names, lower(value)) - 1 + low end;
 begin
   if (v_number between low and high + (high = 6)::integer) is not true then
     perform durable._raise_cron(cron, field, format('%L is not one of its values', value),
-      format('It takes %s to %s%s, lists such as %s,%s, ranges such as %s-%s, steps such as */2, and * for all.', low, high,
+      format('It takes %s to %s%s, lists such as %s,%s, ranges such as %s-%s, steps such as */2, and * for all.',
+        low, high,
         case when names is not null then format(', or names from %s to %s', names[1], names[cardinality(names)]) end,
         low, low + 2, low, low + 2));
   end if;
@@ -63,7 +66,9 @@ end
 $$;
 
 -- The bits of one field, the lowest value first. In the day of the week 7 is Sunday, too.
-create function durable._cron_field(cron text, field text, line text, low integer, high integer, names text[] default null)
+create function durable._cron_field(
+  cron text, field text, line text, low integer, high integer, names text[] default null
+)
 returns bit varying language plpgsql as $$
 declare
   v_size integer := high - low + 1;
@@ -85,13 +90,15 @@ begin
     v_part := string_to_array(v_item, '/');
     v_step := case when cardinality(v_part) = 1 then 1 when v_part[2] ~ '^\d{1,4}$' then v_part[2]::integer end;
     v_range := string_to_array(v_part[1], '-');
-    if (v_step > 0 and cardinality(v_part) <= 2 and cardinality(v_range) in (1, 2) and (v_range[1] <> '*' or v_range[2] is null))
+    if (v_step > 0 and cardinality(v_part) <= 2 and cardinality(v_range) in (1, 2)
+      and (v_range[1] <> '*' or v_range[2] is null))
       is not true then
       perform durable._raise_cron(cron, field, format('%L is not understood', v_item), format(
         'It takes %s to %s, lists such as %s,%s, ranges such as %s-%s, steps from 1 on such as */2, and * for all.',
         low, high, low, low + 2, low, low + 2));
     end if;
-    v_from := case when v_range[1] = '*' then low else durable._cron_value(cron, field, v_range[1], low, high, names) end;
+    v_from := case when v_range[1] = '*' then low
+      else durable._cron_value(cron, field, v_range[1], low, high, names) end;
     v_to := case
       when v_range[2] is not null then durable._cron_value(cron, field, v_range[2], low, high, names)
       when v_range[1] = '*' or v_part[2] is not null then high
@@ -112,10 +119,14 @@ end
 $$;
 
 create function durable._cron_months()
-returns text[] language sql immutable parallel safe as $$ select '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'::text[] $$;
+returns text[] language sql immutable parallel safe as $$
+  select '{jan,feb,mar,apr,may,jun,jul,aug,sep,oct,nov,dec}'::text[]
+$$;
 
 create function durable._cron_weekdays()
-returns text[] language sql immutable parallel safe as $$ select '{sun,mon,tue,wed,thu,fri,sat}'::text[] $$;
+returns text[] language sql immutable parallel safe as $$
+  select '{sun,mon,tue,wed,thu,fri,sat}'::text[]
+$$;
 
 -- The interval in seconds that stands in place of a cron line.
 create function durable._cron_every(cron text)
@@ -127,14 +138,17 @@ begin
   begin
     v_every := cron::interval;
   exception when data_exception then
-    perform durable._raise_cron(cron, null, 'this is not an interval', 'Write for example ''30 seconds'' or ''1 hour 30 minutes''.');
+    perform durable._raise_cron(cron, null, 'this is not an interval',
+      'Write for example ''30 seconds'' or ''1 hour 30 minutes''.');
   end;
   v_seconds := extract(epoch from v_every);
   if extract(year from v_every) <> 0 or extract(month from v_every) <> 0 then
     perform durable._raise_cron(cron, null, 'months and years are not of one length',
-      'Use a cron line, for example ''0 0 1 * *'' for each month, or an interval of seconds, minutes, hours, days or weeks.');
+      'Use a cron line, for example ''0 0 1 * *'' for each month, or an interval of seconds, minutes, hours, days or '
+      'weeks.');
   elsif v_seconds < 1 or v_seconds <> floor(v_seconds) then
-    perform durable._raise_cron(cron, null, 'an interval must be one or more whole seconds', 'The shortest is ''1 second''.');
+    perform durable._raise_cron(cron, null, 'an interval must be one or more whole seconds',
+      'The shortest is ''1 second''.');
   end if;
   return v_seconds::bigint;
 end
@@ -169,8 +183,8 @@ begin
         when '@annually' then '{0,0,0,1,1,*}' end::text[] end;
       if v_fields is null then
         perform durable._raise_cron(coalesce(cron, 'NULL'), null, 'it has not five or six fields',
-          'Write minute, hour, day of month, month and day of week, with seconds before them if need be; or @hourly, @daily, '
-          '@weekly, @monthly, @yearly; or an interval such as ''30 seconds''.');
+          'Write minute, hour, day of month, month and day of week, with seconds before them if need be; or @hourly, '
+          '@daily, @weekly, @monthly, @yearly; or an interval such as ''30 seconds''.');
       end if;
   end case;
   v.seconds := durable._cron_field(cron, 'second', v_fields[1], 0, 59);
@@ -194,8 +208,8 @@ begin
     v_fields[4] := array_to_string(array_remove(string_to_array(lower(v_fields[4]), ','), 'l'), ',');
   elsif v_fields[4] ~* '\dw|l-\d' then
     perform durable._raise_cron(cron, 'day of month', format('%L is not understood', v_fields[4]),
-      'The nearest weekday (W) and days before the last (L-3) do not exist here. It takes 1 to 31, L for the last day, lists, ranges '
-      'and steps.');
+      'The nearest weekday (W) and days before the last (L-3) do not exist here. It takes 1 to 31, L for the last '
+      'day, lists, ranges and steps.');
   end if;
   v.days := case when v_fields[4] = '' then repeat('0', 31)::bit varying
     else durable._cron_field(cron, 'day of month', v_fields[4], 1, 31) end;
@@ -222,12 +236,14 @@ begin
     end if;
   end if;
   v.weekdays := repeat(case when v_fields[6] = '' then '0000000'
-    else durable._cron_field(cron, 'day of week', v_fields[6], 0, 6, durable._cron_weekdays())::text end, 6)::bit varying;
+    else durable._cron_field(cron, 'day of week', v_fields[6], 0, 6, durable._cron_weekdays())::text
+    end, 6)::bit varying;
   return v;
 end
 $$;
 
--- The first day from p_from on that a line matches; null when there is none in 400 years, after which the calendar repeats.
+-- The first day from p_from on that a line matches; null when there is none in 400 years, after which the calendar
+-- repeats.
 create function durable._cron_day(p_cron durable.cron, p_from date)
 returns date language plpgsql immutable as $$
 declare
@@ -309,7 +325,8 @@ begin
       end if;
       v_at := position(B'1' in substring(p_cron.minutes from v_minute + 2));
       if v_at > 0 then
-        return v_day + make_interval(secs => 3600 * v_hour + 60 * (v_minute + v_at) + position(B'1' in p_cron.seconds) - 1);
+        return v_day + make_interval(secs => 3600 * v_hour + 60 * (v_minute + v_at)
+          + position(B'1' in p_cron.seconds) - 1);
       end if;
     end if;
     v_at := position(B'1' in substring(p_cron.hours from v_hour + 2));
@@ -345,7 +362,9 @@ end
 $$;
 
 -- The first instant after p_after at which a line is due; null when it never is.
-create function durable._cron_next(p_cron durable.cron, p_after timestamptz, p_zone text, p_anchor timestamptz default 'epoch')
+create function durable._cron_next(
+  p_cron durable.cron, p_after timestamptz, p_zone text, p_anchor timestamptz default 'epoch'
+)
 returns timestamptz language plpgsql stable as $$
 declare
   v_offset interval;
@@ -405,8 +424,8 @@ begin
 end
 $$;
 
--- Whether it is the name of a zone. Postgres takes more for one: abbreviations, which have no summer time (in it, CET is not the zone of
--- that name), and offsets with the sign turned round (UTC+2 is two hours west).
+-- Whether it is the name of a zone. Postgres takes more for one: abbreviations, which have no summer time (in it, CET
+-- is not the zone of that name), and offsets with the sign turned round (UTC+2 is two hours west).
 create function durable._check_timezone(timezone text)
 returns boolean language plpgsql stable as $$
 begin
@@ -422,8 +441,9 @@ begin
     end;
   end if;
   perform durable._require(false, format('timezone %L is not known', timezone),
-    'Use the IANA name of a place, for example ''Europe/Berlin'', or ''UTC''; see select name from pg_timezone_names. Abbreviations '
-    'such as CET and offsets such as UTC+2 are not accepted, for they do not follow the changes of the clock.');
+    'Use the IANA name of a place, for example ''Europe/Berlin'', or ''UTC''; see select name from '
+    'pg_timezone_names. Abbreviations such as CET and offsets such as UTC+2 are not accepted, for they do not follow '
+    'the changes of the clock.');
   return false;
 end
 $$;
@@ -434,21 +454,24 @@ declare
   v_next timestamptz;
 begin
   if durable._check_timezone(timezone) and (after >= '0001-01-01 UTC' and after < '9000-01-01 UTC') is not true then
-    perform durable._require(false, format('after must be a time between the years 1 and 8999, not %s', coalesce(after::text, 'NULL')),
+    perform durable._require(false,
+      format('after must be a time between the years 1 and 8999, not %s', coalesce(after::text, 'NULL')),
       'Use now() for the next time from now on.');
   end if;
   v_next := durable._cron_next(durable._parse_cron(cron), after, timezone);
   if v_next is null then
-    perform durable._raise_cron(cron, null, 'it never falls due', 'No year has a day that matches day of month and month.');
+    perform durable._raise_cron(cron, null, 'it never falls due',
+      'No year has a day that matches day of month and month.');
   end if;
   return v_next;
 end
 $$;
 comment on function durable.cron_next(text, timestamptz, text) is
-  'The first time after the given one at which a cron line is due. cron has five fields (minute, hour, day of month, month, day of '
-  'week) or six, with seconds first; with names (jan, fri), lists, ranges, which may wrap around, steps, L for the last day of the '
-  'month, fri#2 for the second Friday, 5L for the last one; or is @hourly, @daily, @midnight, @weekly, @monthly, @yearly or '
-  '@annually; or an interval of whole seconds such as ''30 seconds'', counted from 1970 in UTC. When both day fields are '
-  'restricted, either is enough. timezone is an IANA name. What is due in an hour that the clock skips is due when it has '
-  'changed, and in a repeated hour the first time; lines for every hour follow the hours as they pass. '
-  'Errors: WF005 for a line that is not understood or never falls due, an unknown time zone, or a time out of range.';
+  'The first time after the given one at which a cron line is due. cron has five fields (minute, hour, day of month, '
+  'month, day of week) or six, with seconds first; with names (jan, fri), lists, ranges, which may wrap around, '
+  'steps, L for the last day of the month, fri#2 for the second Friday, 5L for the last one; or is @hourly, @daily, '
+  '@midnight, @weekly, @monthly, @yearly or @annually; or an interval of whole seconds such as ''30 seconds'', '
+  'counted from 1970 in UTC. When both day fields are restricted, either is enough. timezone is an IANA name. What is '
+  'due in an hour that the clock skips is due when it has changed, and in a repeated hour the first time; lines for '
+  'every hour follow the hours as they pass. Errors: WF005 for a line that is not understood or never falls due, an '
+  'unknown time zone, or a time out of range.';

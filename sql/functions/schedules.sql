@@ -53,7 +53,8 @@ begin
   elsif jsonb_typeof(input) = 'object' and position('"{' in input::text) > 0 then
     return (
       select jsonb_object_agg(i.key, case i.value
-        when '"{due_at}"'::jsonb then to_jsonb(v_due) when '"{schedule}"'::jsonb then to_jsonb(schedule) else i.value end)
+        when '"{due_at}"'::jsonb then to_jsonb(v_due) when '"{schedule}"'::jsonb then to_jsonb(schedule)
+          else i.value end)
       from jsonb_each(input) i);
   end if;
   return input;
@@ -63,7 +64,8 @@ $$;
 -- The wait that jitter puts before a start: the same one however often it is asked for.
 create function durable._jitter(jitter interval, schedule text, due_at timestamptz)
 returns interval language sql immutable as $$
-  select jitter * (mod(abs(hashtextextended(schedule || extract(epoch from due_at), 0) / 2), 1000000) / 1000000.0)::double precision
+  select jitter * (
+    mod(abs(hashtextextended(schedule || extract(epoch from due_at), 0) / 2), 1000000) / 1000000.0)::double precision
 $$;
 
 -- Enqueues the workflows of firings and returns their ids in the same order.
@@ -76,10 +78,12 @@ declare
 begin
   for v_group in
     select s.workflow, s.queue, s.priority, s.max_attempts, s.timeout, s.tags, f.due_at + j.jitter as run_at,
-      array_agg(durable._firing_input(s.input, s.name, f.due_at) order by f.n) as inputs, array_agg(f.n order by f.n) as places
+      array_agg(durable._firing_input(s.input, s.name, f.due_at) order by f.n) as inputs,
+      array_agg(f.n order by f.n) as places
     from unnest(_start_firings.schedules, dues) with ordinality as f(schedule, due_at, n)
     join durable.schedules s on s.name = f.schedule
-    cross join lateral (select case when s.jitter > '0' then durable._jitter(s.jitter, s.name, f.due_at) end as jitter) j
+    cross join lateral (
+      select case when s.jitter > '0' then durable._jitter(s.jitter, s.name, f.due_at) end as jitter) j
     group by s.workflow, s.queue, s.priority, s.max_attempts, s.timeout, s.tags, f.due_at + j.jitter
     order by min(f.n)
   loop
@@ -103,8 +107,9 @@ begin
 end
 $$;
 
--- Decides on the due times up to p_now of the given schedules, whose rows are locked. At most a hundred of each: the rest is left
--- for the next call, or, when it was missed anyway, kept as one row. Returns how many workflows were started.
+-- Decides on the due times up to p_now of the given schedules, whose rows are locked. At most a hundred of each: the
+-- rest is left for the next call, or, when it was missed anyway, kept as one row. Returns how many workflows were
+-- started.
 create function durable._fire(p_names text[], p_now timestamptz, p_max integer)
 returns integer language plpgsql as $$
 #variable_conflict use_column
@@ -237,7 +242,8 @@ begin
     and not exists (select from durable.schedule_firings o where o.schedule = f.schedule and o.due_at = f.due_at);
   insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id)
   select s.name, f.due_at, 'fired', s.overlap <> 'allow' or s.pause_on_failure, s.pause_on_failure, p_now, f.id
-  from unnest(v_start_names, v_start_dues, durable._start_firings(v_start_names, v_start_dues)) as f(schedule, due_at, id)
+  from unnest(v_start_names, v_start_dues, durable._start_firings(v_start_names, v_start_dues))
+    as f(schedule, due_at, id)
   join durable.schedules s on s.name = f.schedule;
   insert into durable.schedule_firings (schedule, due_at, outcome, handled_at, missed_until, reason)
   select f.schedule, f.due_at, f.outcome, p_now, f.missed_until, f.reason
@@ -270,7 +276,8 @@ begin
     return 0;
   end if;
   v_names := array(
-    select s.name from durable.schedules s where s.next_at <= v_now order by s.next_at limit p_max for update skip locked);
+    select s.name from durable.schedules s where s.next_at <= v_now
+    order by s.next_at limit p_max for update skip locked);
   begin
     return durable._fire(v_names, v_now, p_max);
   exception when others then
@@ -295,8 +302,8 @@ begin
 end
 $$;
 
--- Records that a due time could not fire, and goes on with the next one. A schedule whose next due time cannot be told stops, and
--- says why.
+-- Records that a due time could not fire, and goes on with the next one. A schedule whose next due time cannot be told
+-- stops, and says why.
 create function durable._give_up(p_name text, p_now timestamptz, p_error text)
 returns void language plpgsql as $$
 declare
@@ -409,7 +416,8 @@ begin
   if cardinality(v_names) = 0 then
     return 0;
   end if;
-  v_names := array(select s.name from durable.schedules s where s.name = any(v_names) order by s.name for update skip locked);
+  v_names := array(select s.name from durable.schedules s where s.name = any(v_names)
+    order by s.name for update skip locked);
   with ended as (
     update durable.schedule_firings f set open = false, watched = false
     where f.schedule = any(v_names) and f.watched
@@ -421,7 +429,8 @@ begin
     group by e.schedule
   )
   update durable.schedules s
-  set paused_at = clock_timestamp(), pause_reason = format('workflow %s failed', f.workflow_id), changed_at = clock_timestamp()
+  set paused_at = clock_timestamp(), pause_reason = format('workflow %s failed', f.workflow_id),
+    changed_at = clock_timestamp()
   from failed f
   where s.name = f.schedule and s.pause_on_failure and s.paused_at is null;
   get diagnostics v_paused = row_count;
@@ -462,7 +471,8 @@ declare
   v_backfill durable.schedule_backfills;
   v_started integer := 0;
 begin
-  for v_backfill in select b.* from durable.schedule_backfills b where b.ended_at is null order by b.backfill_id limit 100 loop
+  for v_backfill in select b.* from durable.schedule_backfills b where b.ended_at is null
+    order by b.backfill_id limit 100 loop
     continue when not exists (
       select from durable.schedules s where s.name = v_backfill.schedule for update skip locked);
     begin
@@ -505,7 +515,8 @@ declare
 begin
   select * into v_schedule from durable.schedules s where s.name = p_name for update;
   if not found then
-    perform durable._require(false, format('there is no schedule %L', p_name), 'See select name from durable.schedules.');
+    perform durable._require(false, format('there is no schedule %L', p_name),
+      'See select name from durable.schedules.');
   end if;
   v_now := clock_timestamp();
   if v_schedule.next_at <= v_now then
@@ -540,25 +551,28 @@ begin
   perform durable._require(catchup >= '0' and catchup <= durable._longest(),
     v_what || format('catchup must be from 0 to 100 years, not %s', quote_nullable(catchup)),
     'It is how late a due time may be made up for: 0 for not at all.');
-  perform durable._require(catchup_mode in ('all', 'last'), v_what || format('catchup_mode must not be %s', quote_nullable(catchup_mode)),
+  perform durable._require(catchup_mode in ('all', 'last'),
+    v_what || format('catchup_mode must not be %s', quote_nullable(catchup_mode)),
     'It is which of several late due times are made up for: all, or the last.');
   perform durable._require(jitter >= '0' and jitter <= durable._longest(),
     v_what || format('jitter must be from 0 to 100 years, not %s', quote_nullable(jitter)),
     'Each start is put off by a random part of it.');
-  perform durable._require(isfinite(starts_at) is not false and isfinite(ends_at) is not false and (starts_at > ends_at) is not true,
+  perform durable._require(isfinite(starts_at) is not false and isfinite(ends_at) is not false
+    and (starts_at > ends_at) is not true,
     v_what || format('starts_at %s and ends_at %s are not a range', quote_nullable(starts_at), quote_nullable(ends_at)),
     'Both are finite, and starts_at is not after ends_at; leave out either for no limit.');
-  perform durable._require((max_firings < 1) is not true, v_what || format('max_firings must be at least 1, not %s', max_firings),
+  perform durable._require((max_firings < 1) is not true,
+    v_what || format('max_firings must be at least 1, not %s', max_firings),
     'Leave it out for no limit.');
 end
 $$;
 
 create function durable.schedule(
-  name text, cron text, workflow text, input jsonb default null, queue text default 'default', timezone text default 'UTC',
-  overlap text default 'skip', catchup interval default '0', jitter interval default '0', starts_at timestamptz default null,
-  ends_at timestamptz default null, max_firings bigint default null, pause_on_failure boolean default false,
-  catchup_mode text default 'all', priority integer default 0, max_attempts integer default 1, timeout interval default null,
-  tags jsonb default '{}'
+  name text, cron text, workflow text, input jsonb default null, queue text default 'default',
+  timezone text default 'UTC', overlap text default 'skip', catchup interval default '0', jitter interval default '0',
+  starts_at timestamptz default null, ends_at timestamptz default null, max_firings bigint default null,
+  pause_on_failure boolean default false, catchup_mode text default 'all', priority integer default 0,
+  max_attempts integer default 1, timeout interval default null, tags jsonb default '{}'
 )
 returns timestamptz language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -567,16 +581,18 @@ declare
   v_old durable.schedules;
   v_new durable.schedules;
 begin
-  perform durable._check_schedule(name, cron, timezone, overlap, catchup, catchup_mode, jitter, starts_at, ends_at, max_firings);
+  perform durable._check_schedule(name, cron, timezone, overlap, catchup, catchup_mode, jitter, starts_at, ends_at,
+    max_firings);
   perform durable._require(pause_on_failure is not null, format('schedule %L: pause_on_failure must not be NULL', name),
     'Leave it out for false.');
   perform durable._check_enqueue(workflow, queue, priority, null, max_attempts, timeout, tags);
   perform durable._check_inputs(workflow, array[input], null, durable._max_payload());
-  insert into durable.schedules (name, cron, timezone, workflow, queue, overlap, catchup, catchup_mode, jitter, starts_at, ends_at,
-    max_firings, pause_on_failure, priority, max_attempts, timeout, tags, input)
-  values (schedule.name, schedule.cron, schedule.timezone, schedule.workflow, schedule.queue, schedule.overlap, schedule.catchup,
-    schedule.catchup_mode, schedule.jitter, schedule.starts_at, schedule.ends_at, schedule.max_firings,
-    schedule.pause_on_failure, schedule.priority, schedule.max_attempts, schedule.timeout, schedule.tags, schedule.input)
+  insert into durable.schedules (name, cron, timezone, workflow, queue, overlap, catchup, catchup_mode, jitter,
+    starts_at, ends_at, max_firings, pause_on_failure, priority, max_attempts, timeout, tags, input)
+  values (schedule.name, schedule.cron, schedule.timezone, schedule.workflow, schedule.queue, schedule.overlap,
+    schedule.catchup, schedule.catchup_mode, schedule.jitter, schedule.starts_at, schedule.ends_at,
+    schedule.max_firings, schedule.pause_on_failure, schedule.priority, schedule.max_attempts, schedule.timeout,
+    schedule.tags, schedule.input)
   on conflict do nothing;
   if found then
     select * into v_new from durable.schedules s where s.name = schedule.name;
@@ -605,7 +621,8 @@ begin
     is distinct from (v_old.cron, v_old.timezone, v_old.starts_at, v_old.ends_at, v_old.max_firings, null::text) then
     v_new.next_at := durable._next_due(v_new, clock_timestamp());
   end if;
-  update durable.schedules s set next_at = v_new.next_at, error = null, changed_at = clock_timestamp() where s.name = schedule.name;
+  update durable.schedules s set next_at = v_new.next_at, error = null, changed_at = clock_timestamp()
+  where s.name = schedule.name;
   if v_new.overlap <> 'allow' or v_new.pause_on_failure then
     -- What was started while nobody had to know of its end.
     update durable.schedule_firings f set open = true, watched = v_new.pause_on_failure
@@ -619,17 +636,18 @@ begin
 end
 $$;
 comment on function durable.schedule(
-  text, text, text, jsonb, text, text, text, interval, interval, timestamptz, timestamptz, bigint, boolean, text, integer,
-  integer, interval, jsonb) is
-  'Enqueues a workflow each time that a cron line falls due, or changes a schedule to what is given; to apply the same again '
-  'changes nothing, and a paused one stays paused. Returns when it is due next (null for never again). cron and timezone as for '
-  'durable.cron_next(); an interval is counted from starts_at. input is that of each workflow: in an object, the values '
-  '"{due_at}" and "{schedule}" are replaced; null gives {"schedule": name, "due_at": ISO 8601 in UTC}. overlap is what '
-  'happens while the workflow before still runs: skip, queue_one (start one more when it has ended), queue_all, cancel (it), or allow. '
-  'catchup is how late a due time may be made up for when nothing ticked; never less than the setting schedule_grace. '
-  'catchup_mode: all late due times, or only the last. jitter puts each start off by a random part of it. It fires from '
-  'starts_at to ends_at, both included, and at most max_firings times. pause_on_failure pauses it when a workflow of it failed. '
-  'The rest as for durable.enqueue(). Errors: WF005 invalid argument, also for a name that a schedule of another workflow has; WF006.';
+  text, text, text, jsonb, text, text, text, interval, interval, timestamptz, timestamptz, bigint, boolean, text,
+  integer, integer, interval, jsonb) is
+  'Enqueues a workflow each time that a cron line falls due, or changes a schedule to what is given; to apply the '
+  'same again changes nothing, and a paused one stays paused. Returns when it is due next (null for never again). '
+  'cron and timezone as for durable.cron_next(); an interval is counted from starts_at. input is that of each '
+  'workflow: in an object, the values "{due_at}" and "{schedule}" are replaced; null gives {"schedule": name, '
+  '"due_at": ISO 8601 in UTC}. overlap is what happens while the workflow before still runs: skip, queue_one (start '
+  'one more when it has ended), queue_all, cancel (it), or allow. catchup is how late a due time may be made up for '
+  'when nothing ticked; never less than the setting schedule_grace. catchup_mode: all late due times, or only the '
+  'last. jitter puts each start off by a random part of it. It fires from starts_at to ends_at, both included, and at '
+  'most max_firings times. pause_on_failure pauses it when a workflow of it failed. The rest as for '
+  'durable.enqueue(). Errors: WF005 invalid argument, also for a name that a schedule of another workflow has; WF006.';
 
 create function durable.unschedule(name text)
 returns boolean language plpgsql security definer
@@ -643,13 +661,15 @@ begin
   update durable.schedule_firings f set outcome = 'skipped', reason = 'the schedule was removed'
   where f.schedule = unschedule.name and f.outcome = 'queued';
   update durable.schedule_firings f set open = false, watched = false where f.schedule = unschedule.name and f.open;
-  update durable.schedule_backfills b set ended_at = clock_timestamp() where b.schedule = unschedule.name and b.ended_at is null;
+  update durable.schedule_backfills b set ended_at = clock_timestamp()
+  where b.schedule = unschedule.name and b.ended_at is null;
   delete from durable.schedules s where s.name = unschedule.name;
   return true;
 end
 $$;
 comment on function durable.unschedule(text) is
-  'Removes a schedule; false when there is none of that name. Workflows that it started go on, what waits in it does not start, and its firings stay listed.';
+  'Removes a schedule; false when there is none of that name. Workflows that it started go on, what waits in it does '
+  'not start, and its firings stay listed.';
 
 create function durable.pause_schedule(name text, reason text default null)
 returns boolean language plpgsql security definer
@@ -660,14 +680,16 @@ begin
   if v_schedule.paused_at is not null then
     return false;
   end if;
-  update durable.schedules s set paused_at = clock_timestamp(), pause_reason = pause_schedule.reason, changed_at = clock_timestamp()
+  update durable.schedules s set paused_at = clock_timestamp(), pause_reason = pause_schedule.reason,
+    changed_at = clock_timestamp()
   where s.name = pause_schedule.name;
   return true;
 end
 $$;
 comment on function durable.pause_schedule(text, text) is
-  'Lets a schedule start nothing until it is resumed; false when it was paused already. Due times are kept as missed, firings that '
-  'wait go on waiting, and workflows that run go on running. Errors: WF005 when there is no such schedule.';
+  'Lets a schedule start nothing until it is resumed; false when it was paused already. Due times are kept as missed, '
+  'firings that wait go on waiting, and workflows that run go on running. Errors: WF005 when there is no such '
+  'schedule.';
 
 create function durable.resume_schedule(name text)
 returns timestamptz language plpgsql security definer
@@ -683,8 +705,9 @@ begin
 end
 $$;
 comment on function durable.resume_schedule(text) is
-  'Ends the pause of a schedule and returns when it is due next (null for never again). What fell due during the pause is not made '
-  'up for; see durable.backfill_schedule(). Errors: WF005 when there is no such schedule, or its cron line or zone is not valid any more.';
+  'Ends the pause of a schedule and returns when it is due next (null for never again). What fell due during the '
+  'pause is not made up for; see durable.backfill_schedule(). Errors: WF005 when there is no such schedule, or its '
+  'cron line or zone is not valid any more.';
 
 create function durable.trigger_schedule(name text)
 returns uuid language plpgsql security definer
@@ -696,7 +719,8 @@ declare
 begin
   -- Never at the same time as another one, and never at a whole second, which cron lines name.
   while date_trunc('second', v_due) = v_due
-    or exists (select from durable.schedule_firings f where f.schedule = trigger_schedule.name and f.due_at = v_due) loop
+    or exists (select from durable.schedule_firings f where f.schedule = trigger_schedule.name
+      and f.due_at = v_due) loop
     v_due := v_due + interval '1 microsecond';
   end loop;
   v_id := (durable._start_firings(array[trigger_schedule.name], array[v_due]))[1];
@@ -707,8 +731,8 @@ begin
 end
 $$;
 comment on function durable.trigger_schedule(text) is
-  'Starts the workflow of a schedule now, paused or not and whatever still runs, and returns its id. To the next due times it is a '
-  'workflow that runs like any other. Errors: WF005 when there is no such schedule, WF006.';
+  'Starts the workflow of a schedule now, paused or not and whatever still runs, and returns its id. To the next due '
+  'times it is a workflow that runs like any other. Errors: WF005 when there is no such schedule, WF006.';
 
 create function durable.next_firings(name text, max_firings integer default 10)
 returns setof timestamptz language plpgsql stable security definer
@@ -718,10 +742,12 @@ declare
   v_due timestamptz;
 begin
   perform durable._require(next_firings.max_firings between 1 and 10000,
-    format('max_firings must be 1 to 10000, not %s', coalesce(next_firings.max_firings::text, 'NULL')), 'Leave it out for 10.');
+    format('max_firings must be 1 to 10000, not %s', coalesce(next_firings.max_firings::text, 'NULL')),
+      'Leave it out for 10.');
   select * into v_schedule from durable.schedules s where s.name = next_firings.name;
   if not found then
-    perform durable._require(false, format('there is no schedule %L', next_firings.name), 'See select name from durable.schedules.');
+    perform durable._require(false, format('there is no schedule %L', next_firings.name),
+      'See select name from durable.schedules.');
   end if;
   v_due := v_schedule.next_at;
   for i in 1 .. least(next_firings.max_firings, v_schedule.max_firings - v_schedule.firings)::integer loop
@@ -732,8 +758,8 @@ begin
 end
 $$;
 comment on function durable.next_firings(text, integer) is
-  'When a schedule is due next, the first max_firings times; while it is paused, too. The past ones are in durable.schedule_firings. '
-  'Errors: WF005 when there is no such schedule, or max_firings is not 1 to 10000.';
+  'When a schedule is due next, the first max_firings times; while it is paused, too. The past ones are in '
+  'durable.schedule_firings. Errors: WF005 when there is no such schedule, or max_firings is not 1 to 10000.';
 
 create function durable.backfill_schedule(
   name text, from_at timestamptz, until_at timestamptz, dry_run boolean default true, max_parallel integer default 1,
@@ -760,11 +786,13 @@ begin
     exit when v_due > until_at;
     v_dues := v_dues || v_due;
     perform durable._require(cardinality(v_dues) <= 10000,
-      format('schedule %L: more than 10000 due times from %s to %s', name, from_at, until_at), 'Give it a shorter range, and then the next one.');
+      format('schedule %L: more than 10000 due times from %s to %s', name, from_at, until_at),
+        'Give it a shorter range, and then the next one.');
   end loop;
   if not dry_run then
     insert into durable.schedule_backfills (schedule, from_at, until_at, max_parallel)
-    values (backfill_schedule.name, backfill_schedule.from_at, backfill_schedule.until_at, backfill_schedule.max_parallel)
+    values (backfill_schedule.name, backfill_schedule.from_at, backfill_schedule.until_at,
+      backfill_schedule.max_parallel)
     returning backfill_id into v_backfill_id;
   end if;
   return query
@@ -779,10 +807,12 @@ begin
     left join durable.schedule_firings f on f.schedule = backfill_schedule.name and f.due_at = d.due_at
   ), queued as (
     insert into durable.schedule_firings as f (schedule, due_at, outcome, handled_at, backfill_id, reason)
-    select backfill_schedule.name, p.due_at, 'queued', clock_timestamp(), v_backfill_id, 'its turn in the backfill has not come'
+    select backfill_schedule.name, p.due_at, 'queued', clock_timestamp(), v_backfill_id,
+      'its turn in the backfill has not come'
     from planned p where not dry_run and p.action in ('run', 'run again')
     on conflict on constraint schedule_firings_pkey do update
-      set outcome = 'queued', handled_at = excluded.handled_at, backfill_id = excluded.backfill_id, reason = excluded.reason,
+      set outcome = 'queued', handled_at = excluded.handled_at, backfill_id = excluded.backfill_id,
+      reason = excluded.reason,
         workflow_id = null, earlier_ids = array_remove(f.earlier_ids || f.workflow_id, null), missed_until = null,
         open = false, watched = false
   )
@@ -790,8 +820,8 @@ begin
 end
 $$;
 comment on function durable.backfill_schedule(text, timestamptz, timestamptz, boolean, integer, boolean) is
-  'Runs a schedule for due times of the past, from from_at to until_at, both included. Returns for each what became of it until '
-  'now (null for nothing) and what is done about it. As a dry run, which is the default, nothing is changed; with dry_run => '
-  'false ticks start the workflows, oldest first and max_parallel at a time, apart from overlap and pause. What ran already is left '
-  'alone, or with redo run again. Errors: WF005 when there is no such schedule, the range is not in the past or has more than 10000 '
-  'due times, or max_parallel is not positive.';
+  'Runs a schedule for due times of the past, from from_at to until_at, both included. Returns for each what became '
+  'of it until now (null for nothing) and what is done about it. As a dry run, which is the default, nothing is '
+  'changed; with dry_run => false ticks start the workflows, oldest first and max_parallel at a time, apart from '
+  'overlap and pause. What ran already is left alone, or with redo run again. Errors: WF005 when there is no such '
+  'schedule, the range is not in the past or has more than 10000 due times, or max_parallel is not positive.';
