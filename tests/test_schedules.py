@@ -618,6 +618,18 @@ def test_firings_are_forgotten_after_their_time(conn: Connection) -> None:
     assert outcomes(conn) == [(0, "queued")]
 
 
+def test_backfills_are_forgotten_with_their_firings(conn: Connection) -> None:
+    schedule(conn)
+    call(conn, "backfill_schedule", "s", since(2), since(1), dry_run=False, max_parallel=2)
+    tick(conn)
+    run_all(conn)
+    tick(conn)
+    conn.execute("update durable.schedule_firings set handled_at = now() - interval '1 year'")
+    conn.execute("update durable.schedule_backfills set ended_at = now() - interval '1 year'")
+    assert tick(conn)["firings_forgotten"] == 2
+    assert value(conn, "select count(*) from durable.schedule_backfills") == 0
+
+
 def test_a_schedule_survives_a_kill_of_the_server(own_cluster: Cluster) -> None:
     db = own_cluster.create_database()
     conn = db.connect()

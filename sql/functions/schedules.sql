@@ -489,20 +489,28 @@ begin
 end
 $$;
 
+-- Removes firings that are past their time, and the backfills that they were part of.
 create function durable._forget_firings(p_max integer)
 returns integer language plpgsql as $$
 declare
   v_before timestamptz := clock_timestamp() - durable._setting('firing_retention')::interval;
-  v_forgotten integer;
+  v_forgotten bigint;
+  v_backfill_ids bigint[];
 begin
-  delete from durable.schedule_firings f
-  where (f.schedule, f.due_at) in (
-    select o.schedule, o.due_at from durable.schedule_firings o
-    where o.handled_at < v_before
-      and o.outcome <> 'queued' and not o.watched
-    order by o.handled_at limit p_max);
-  get diagnostics v_forgotten = row_count;
-  return v_forgotten;
+  with forgotten as (
+    delete from durable.schedule_firings f
+    where (f.schedule, f.due_at) in (
+      select o.schedule, o.due_at from durable.schedule_firings o
+      where o.handled_at < v_before and o.outcome <> 'queued' and not o.watched
+      order by o.handled_at limit p_max)
+    returning f.backfill_id
+  )
+  select count(*), array_agg(distinct f.backfill_id) filter (where f.backfill_id is not null)
+    into v_forgotten, v_backfill_ids from forgotten f;
+  if v_backfill_ids is not null then
+    delete from durable.schedule_backfills b where b.backfill_id = any(v_backfill_ids) and b.ended_at < v_before;
+  end if;
+  return v_forgotten::integer;
 end
 $$;
 
