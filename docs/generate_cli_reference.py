@@ -26,6 +26,10 @@ def main() -> None:
     lines += ["## durable", "", "```text", help_text(cli, "durable"), "```", ""]
     for name, command in cli.commands.items():
         lines += [f"## durable {name}", "", "```text", help_text(command, name, root), "```", ""]
+        if isinstance(command, click.Group):
+            group = command.make_context(name, [], parent=root, resilient_parsing=True, terminal_width=110)
+            for part, below in command.commands.items():
+                lines += [f"### durable {name} {part}", "", "```text", help_text(below, part, group), "```", ""]
     publish("cli.md", "\n".join(lines).rstrip() + "\n")
 
 

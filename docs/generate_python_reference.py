@@ -12,6 +12,7 @@ from _reference import publish
 
 PAGES = {
     "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "Client"],
+    "Schedules": ["Schedule", "Firing", "BackfillStep"],
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],

@@ -177,6 +177,9 @@ def put_workflows_in_flight(conn: Connection) -> None:
     enqueue(conn, key="pending", input={"v": 4}, tags={"t": 1}, priority=-7, queue="other")
     enqueue(conn, key="delayed", run_at="2200-01-01")
     call(conn, "configure", "lease", "2 minutes")
+    call(conn, "schedule", "yearly", "@yearly", "report", {"v": 5}, "reports", overlap="queue_one")
+    call(conn, "trigger_schedule", "yearly")
+    call(conn, "backfill_schedule", "yearly", "2020-01-01", "2021-01-01", dry_run=False)
 
 
 STORED = (
@@ -188,6 +191,9 @@ STORED = (
     "select * from durable.lanes order by queue, priority",
     "select worker_id, name, expires_at, died_at from durable.workers order by worker_id",
     "select * from durable.settings order by name",
+    "select * from durable.schedules order by name",
+    "select * from durable.schedule_firings order by schedule, due_at",
+    "select * from durable.schedule_backfills order by backfill_id",
 )
 
 
@@ -234,6 +240,10 @@ def test_33_dump_and_restore_with_workflows_in_flight_lose_nothing(
     done = call(conn, "complete_many", [new, again.workflow_id], [claimed.lease, again.lease], [{}, {}])
     assert {row.outcome for row in done} == {"ok"}
     assert {c.input["v"] for c in claim(conn, "new worker", queues=["other"])} == {4}
+    # The schedule's backfill goes on, and the numbers of backfills do not repeat.
+    assert value(conn, "select durable.tick()")["backfilled"] == 1
+    call(conn, "backfill_schedule", "yearly", "2022-01-01", "2022-01-01", dry_run=False)
+    assert value(conn, "select count(*) from durable.schedule_backfills") == 2
     # Partitions that were restored and partitions that are new live side by side.
     assert isinstance(value(conn, "select durable.tick()")["partitions"], int)
 

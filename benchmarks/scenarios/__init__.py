@@ -15,6 +15,7 @@ from benchmarks.scenarios import (
     plain_def,
     plain_queue,
     retention,
+    schedules,
     sleepers,
     sql_batches,
     sql_queue,
@@ -39,4 +40,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     crash_recovery.SCENARIO,
     idle_load.SCENARIO,
     many_workers.SCENARIO,
+    schedules.SCENARIO,
 )

@@ -90,7 +90,9 @@ begin
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array '{dropped,recovered,woken,timed_out,partitions,lanes,expired,freed}'::text[] loop
+  foreach v_part in array
+    '{dropped,recovered,woken,timed_out,paused,released,fired,backfilled,firings_forgotten,partitions,lanes,expired,freed}'::text[]
+  loop
     -- One part that fails does not stop the others.
     begin
       v_done := case v_part
@@ -98,6 +100,11 @@ begin
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
+        when 'paused' then durable._pause_failed(max_workflows)
+        when 'released' then durable._release_queued(max_workflows)
+        when 'fired' then durable._fire_due(max_workflows)
+        when 'backfilled' then durable._run_backfills(max_workflows)
+        when 'firings_forgotten' then durable._forget_firings(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
         when 'lanes' then durable._tidy_lanes()
         -- Not what the next tick may drop as a whole.
@@ -132,6 +139,7 @@ begin
     case when v_again then clock_timestamp() + 9 * (clock_timestamp() - statement_timestamp()) end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
+    (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
     (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
      where w.died_at is null));
   return v_report || jsonb_build_object(
@@ -141,7 +149,7 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, makes partitions ahead, tidies '
+  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, fires schedules, makes partitions ahead, tidies '
   'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call, and deletes at most '
   'twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '

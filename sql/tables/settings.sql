@@ -32,4 +32,7 @@ insert into durable.setting_defaults (name, value, type, description) values
   ('retry_max', '5 minutes', 'interval', 'The longest wait between two attempts of a workflow.'),
   ('retention', '30 days', 'interval',
    'How long finished workflows are kept, with their steps and keys, where durable.retain() says nothing else.'),
-  ('dead_worker_retention', '1 day', 'interval', 'How long a dead worker stays listed.');
+  ('dead_worker_retention', '1 day', 'interval', 'How long a dead worker stays listed.'),
+  ('schedule_grace', '1 minute', 'interval',
+   'How late a schedule may fire in any case; later, a due time is missed unless the schedule catches up.'),
+  ('firing_retention', '30 days', 'interval', 'How long the firings of schedules stay listed.');

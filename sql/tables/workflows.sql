@@ -15,7 +15,7 @@
 -- durable._provision_partitions(), ahead of time by the tick and on demand by the call that misses one; there is no
 -- default partition, for it would have to be scanned each time that a partition is added.
 --
--- Lock order, for every function: workers, then live_workflows by workflow_id, then all else.
+-- Lock order, for every function: schedules, then workers, then live_workflows by workflow_id, then all else.
 
 create table durable.live_workflows (
   workflow_id uuid not null,

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.pg(15, 18)
 
 DURABLE = str(Path(sys.executable).with_name("durable"))
 COMMANDS = ["install", "worker", "dev", "enqueue", "list", "show", "cancel", "retry"]
+SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
     *("workflow_id", "name", "status", "queue", "key", "priority", "tags", "attempt", "failures", "crashes"),
     *("max_attempts", "error_message", "created_at", "started_at", "completed_at", "wake_at", "deadline"),
@@ -134,6 +135,14 @@ def test_every_command_is_listed_and_explained_with_an_example(command: str) -> 
     assert re.search(rf"Examples?:\n +durable {command}\b", text)
     options = set(re.findall(r"^  (?:-., )?(--[a-z-]+)", text, re.MULTILINE))
     assert options >= ({"--help"} if command == "dev" else {"--help", "--dsn"})
+
+
+@pytest.mark.parametrize("command", SCHEDULE_COMMANDS)
+def test_every_command_for_schedules_is_listed_and_explained_with_an_example(command: str) -> None:
+    assert re.search(rf"^  {command}  ", Cli(None).read("schedule", "--help"), re.MULTILINE)
+    text = Cli(None).read("schedule", command, "--help")
+    assert re.search(rf"Examples?:\n +durable schedule {command}\b", text)
+    assert {"--help", "--dsn", "--output"} <= set(re.findall(r"(--[a-z-]+)", text))
 
 
 # Errors that have nothing to do with what is asked.

@@ -20,12 +20,14 @@ select durable.grant_admin('durable_t_admin');
 
 create temp table matrix (name text primary key, audience text not null);
 insert into matrix values
-  ('attach', 'w'), ('begin_step', 'w'), ('cancel', 'ca'), ('checkpoint', 'w'), ('checkpoint_many', 'w'), ('claim', 'w'),
-  ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'), ('fail', 'w'),
-  ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''), ('grant_observer', ''),
-  ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'), ('reclaim', 'w'),
-  ('recover', 'wa'), ('release_many', 'w'), ('result', 'co'), ('retain', 'a'), ('retry', 'ca'), ('start_step', 'w'), ('status', 'co'),
-  ('step_result', 'wo'), ('tick', 'wa'), ('version', 'cwoa'), ('build', 'cwoa');
+  ('attach', 'w'), ('backfill_schedule', 'a'), ('begin_step', 'w'), ('build', 'cwoa'), ('cancel', 'ca'), ('checkpoint', 'w'),
+  ('checkpoint_many', 'w'), ('claim', 'w'), ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'),
+  ('cron_next', 'coa'), ('disable_pg_cron', 'a'), ('enable_pg_cron', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'),
+  ('fail', 'w'), ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''),
+  ('grant_observer', ''), ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'),
+  ('next_firings', 'oa'), ('pause_schedule', 'a'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
+  ('result', 'co'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('schedule', 'a'), ('start_step', 'w'), ('status', 'co'),
+  ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwoa');
 
 create temp table audience (letter text, role name);
 insert into audience values
@@ -55,9 +57,11 @@ select set_eq(
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
   $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'), ('durable_t_observer', 'queues'),
        ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings'),
-       ('durable_t_observer', 'retention_rules'), ('durable_t_admin', 'retention_rules'),
-       ('durable_t_worker', 'settings') $$,
-  'observers read the views, admins and workers the settings, admins the retention, and nobody else anything');
+       ('durable_t_worker', 'settings'), ('durable_t_observer', 'retention_rules'), ('durable_t_admin', 'retention_rules'),
+       ('durable_t_observer', 'schedules'), ('durable_t_observer', 'schedule_firings'),
+       ('durable_t_observer', 'schedule_backfills'), ('durable_t_admin', 'schedules'), ('durable_t_admin', 'schedule_firings'),
+       ('durable_t_admin', 'schedule_backfills') $$,
+  'observers read the views, admins the settings, the retention and schedules, workers the settings, and nobody else anything');
 select is_empty(
   $$ select a.role, c.oid::regclass, p from audience a, pg_class c, unnest(array['insert', 'update', 'delete', 'truncate']) p
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, p) $$,
@@ -74,6 +78,7 @@ set local role durable_t_client;
 select lives_ok($$ insert into life (workflow_id) select durable.enqueue('w', key => 'k') $$, 'a client enqueues');
 select throws_ok($$ select durable.claim('w') $$, '42501', null, 'a client does not claim');
 select throws_ok($$ select * from durable.workflows $$, '42501', null, 'a client does not read what others enqueued');
+select throws_ok($$ select durable.schedule('s', '@hourly', 'w') $$, '42501', null, 'a client does not make schedules');
 set local role durable_t_worker;
 select lives_ok($$ update life l set lease = c.lease from durable.claim('w') c $$, 'a worker claims');
 select lives_ok($$ select durable.attach('w') $$, 'a worker attaches');
@@ -87,6 +92,9 @@ select results_eq($$ select status::text, output from durable.workflows $$, $$ v
 select throws_ok($$ update durable.workers set name = 'x' $$, '42501', null, 'an observer writes nothing');
 set local role durable_t_admin;
 select lives_ok($$ select durable.configure('lease', '1 minute') $$, 'an admin changes a setting');
+select lives_ok($$ select durable.schedule('s', '@hourly', 'w') $$, 'an admin makes a schedule');
+select lives_ok($$ select durable.trigger_schedule('s') $$, 'an admin triggers a schedule');
+select results_eq($$ select outcome::text from durable.schedule_firings $$, $$ values ('triggered') $$, 'an admin reads what became of it');
 select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'an admin does not enqueue');
 reset role;
 

@@ -27,6 +27,7 @@ from ._errors import (
 from ._records import StepRecord
 from ._retry import Retry
 from ._run import StepInfo, WorkflowInterrupted, current_step
+from ._schedules import BackfillStep, Firing, Schedule
 from ._schema import install, schema_sql
 from ._version import __version__
 from ._worker import Worker
@@ -35,12 +36,14 @@ __all__ = [
     "AsyncClient",
     "AsyncContext",
     "AsyncHandle",
+    "BackfillStep",
     "Client",
     "Context",
     "Durable",
     "DurableError",
     "EmbeddedPostgres",
     "EmbeddedPostgresError",
+    "Firing",
     "Handle",
     "InvalidArgument",
     "KeyConflict",
@@ -49,6 +52,7 @@ __all__ = [
     "RecoveryLimitExceeded",
     "ResultTimeout",
     "Retry",
+    "Schedule",
     "SchemaMismatch",
     "Step",
     "StepFailed",

@@ -14,6 +14,7 @@ from ._definitions import NO_RETRY, Step, Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument
 from ._retry import Retry
+from ._schedules import CatchupMode, Overlap, Schedule
 from ._worker import Worker, run_until_signalled
 
 P = ParamSpec("P")
@@ -39,6 +40,7 @@ class Durable:
         self._client: Client | None = None
         self._async_client: AsyncClient | None = None
         self.workflows: dict[str, Workflow[..., Any]] = {}
+        self.schedules: dict[str, Schedule] = {}
 
     @property
     def dsn(self) -> str:
@@ -134,6 +136,48 @@ class Durable:
 
         return declare if function is None else declare(function)
 
+    def schedule(
+        self,
+        cron: str,
+        *,
+        name: str | None = None,
+        input: Any = None,
+        timezone: str = "UTC",
+        overlap: Overlap = "skip",
+        catchup: Duration = 0,
+        catchup_mode: CatchupMode = "all",
+        jitter: Duration = 0,
+        starts_at: datetime | None = None,
+        ends_at: datetime | None = None,
+        max_firings: int | None = None,
+        pause_on_failure: bool = False,
+        tags: dict[str, Any] | None = None,
+    ) -> Callable[[Workflow[P, R]], Workflow[P, R]]:
+        """Declares a schedule of the workflow below it; see ``Schedule`` for the options.
+
+        ``name`` (default: the workflow's) identifies it in the database, which knows it once ``apply_schedules`` was
+        called. Declare several with different names for several schedules of one workflow. Raises InvalidArgument when
+        the name is taken, or what is below is no workflow.
+        """
+
+        def declare(workflow: Workflow[P, R]) -> Workflow[P, R]:
+            if not isinstance(workflow, Workflow):
+                raise InvalidArgument(
+                    f"{getattr(workflow, '__name__', workflow)!r} is no workflow", hint="Put @app.workflow below it."
+                )
+            declared = Schedule(
+                name or workflow.name, cron, workflow, input, timezone, overlap, catchup, catchup_mode, jitter,
+                starts_at, ends_at, max_firings, pause_on_failure, tags=tags,
+            )  # fmt: skip
+            if declared.name in self.schedules:
+                raise InvalidArgument(
+                    f"there is already a schedule {declared.name!r}", hint="Give one of them a name=."
+                )
+            self.schedules[declared.name] = declared
+            return workflow
+
+        return declare
+
     # Asking
 
     @property
@@ -217,6 +261,13 @@ class Durable:
     def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return self.client.handle(workflow_id, workflow)
+
+    def apply_schedules(self, *, conn: Any = None) -> dict[str, datetime | None]:
+        """Makes what ``schedule`` declared known to the database; call it at each deploy.
+
+        Returns when each is due next. Needs the rights of ``durable.grant_admin()``. Raises InvalidArgument.
+        """
+        return self.client.apply_schedules(self.schedules.values(), conn=conn)
 
     def close(self) -> None:
         """Closes the connections of the synchronous client; ``await app.aio.close()`` does so for the other."""

@@ -55,6 +55,19 @@ HISTORY = (
     "select step_name, status::text, attempt, output::text, error::text, started_at, completed_at, retry_at"
     " from durable.history(%s)"
 )
+SCHEDULE = (
+    "select durable.schedule(%s, %s, %s, %s::jsonb, %s, %s, %s, make_interval(secs => %s), make_interval(secs => %s),"
+    " %s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::jsonb)"
+)
+UNSCHEDULE = "select durable.unschedule(%s)"
+PAUSE_SCHEDULE = "select durable.pause_schedule(%s, %s)"
+RESUME_SCHEDULE = "select durable.resume_schedule(%s)"
+TRIGGER_SCHEDULE = "select durable.trigger_schedule(%s)::text"
+NEXT_FIRINGS = "select durable.next_firings(%s, %s)"
+BACKFILL_SCHEDULE = (
+    "select due_at, outcome::text, action from durable.backfill_schedule(%s, %s, %s, dry_run => %s, max_parallel => %s,"
+    " redo => %s)"
+)
 VERSION = "select durable.version(), durable.build()"
 BACKEND = "select pg_backend_pid()"
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"

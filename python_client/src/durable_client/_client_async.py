@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
 from ._link import configure_async, pause
 from ._records import StepRecord
+from ._schedules import BackfillStep, Schedule
 from ._schema import check_version
 
 R = TypeVar("R")
@@ -224,3 +225,60 @@ class AsyncClient:
         ]
         rows = await self._all(_calls.ENQUEUE, parameters, conn)
         return [self.handle(row[0], known) for row in rows]
+
+    async def apply_schedules(self, schedules: Iterable[Schedule], *, conn: Any = None) -> dict[str, datetime | None]:
+        """Makes the schedules, or changes them to what is given, all or none; returns when each is due next.
+
+        To apply them again changes nothing, so it can be part of each deploy. A paused one stays paused. What another
+        deploy no longer names stays as well: see ``unschedule``. Raises InvalidArgument.
+        """
+        parameters = [schedule.parameters() for schedule in sorted(schedules, key=lambda schedule: schedule.name)]
+        if conn is None:
+            async with self._connection() as own, own.transaction():
+                return await self._apply(parameters, own)
+        return await self._apply(parameters, conn)
+
+    async def _apply(self, parameters: list[list[Any]], conn: Any) -> dict[str, datetime | None]:
+        return {each[0]: (await self._all(_calls.SCHEDULE, each, conn))[0][0] for each in parameters}
+
+    async def unschedule(self, name: str) -> bool:
+        """Removes a schedule; False when there is none. Workflows that it started go on."""
+        return bool((await self._all(_calls.UNSCHEDULE, [name]))[0][0])
+
+    async def pause_schedule(self, name: str, reason: str | None = None) -> bool:
+        """Lets a schedule start nothing until it is resumed; False when it was paused. Raises InvalidArgument."""
+        return bool((await self._all(_calls.PAUSE_SCHEDULE, [name, reason]))[0][0])
+
+    async def resume_schedule(self, name: str) -> datetime | None:
+        """Ends the pause of a schedule; returns when it is due next. Raises InvalidArgument."""
+        due: datetime | None = (await self._all(_calls.RESUME_SCHEDULE, [name]))[0][0]
+        return due
+
+    async def trigger_schedule(self, name: str) -> AsyncHandle[Any]:
+        """Starts the workflow of a schedule now. Raises InvalidArgument."""
+        return self.handle((await self._all(_calls.TRIGGER_SCHEDULE, [name]))[0][0])
+
+    async def next_firings(self, name: str, count: int = 10) -> list[datetime]:
+        """When a schedule is due next. Raises InvalidArgument."""
+        return [row[0] for row in await self._read(_calls.NEXT_FIRINGS, [name, count])]
+
+    async def backfill_schedule(
+        self,
+        name: str,
+        from_at: datetime,
+        until_at: datetime,
+        *,
+        dry_run: bool = True,
+        max_parallel: int = 1,
+        redo: bool = False,
+    ) -> list[BackfillStep]:
+        """Runs a schedule for due times of the past, both ends included; see ``durable.backfill_schedule()`` in SQL.
+
+        A dry run, which is the default, only says what would be done. ``redo`` runs again what ran already. Raises
+        InvalidArgument.
+        """
+        for field, at in (("from_at", from_at), ("until_at", until_at)):
+            if at.tzinfo is None:
+                raise InvalidArgument(f"schedule {name!r}: {field} has no time zone")
+        parameters = [name, from_at, until_at, dry_run, max_parallel, redo]
+        return [BackfillStep(*row) for row in await self._all(_calls.BACKFILL_SCHEDULE, parameters)]

@@ -10,6 +10,7 @@ from ._enqueue import enqueue
 from ._errors import ReportingGroup
 from ._install import install
 from ._list import list_workflows
+from ._schedule import schedule
 from ._show import show
 from ._steer import cancel, retry
 from ._worker import worker
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (install, worker, dev, enqueue, list_workflows, show, cancel, retry):
+for _command in (install, worker, dev, enqueue, list_workflows, show, cancel, retry, schedule):
     cli.add_command(_command)
 
 
