@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -111,6 +113,52 @@ def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> No
             waits.append(time.monotonic() - began)
     # It polls every two to four seconds.
     assert sorted(waits)[2] < 1.5
+
+
+def test_a_workflow_claimed_ahead_does_not_run_in_the_context_of_another(app: Durable, db: Database) -> None:
+    last: ContextVar[int | None] = ContextVar("last", default=None)
+
+    @app.step
+    async def note(n: int) -> int | None:
+        seen = last.get()
+        last.set(n)
+        return seen
+
+    @app.workflow
+    async def run(ctx: AsyncContext, n: int) -> list[int | None]:
+        seen = last.get()
+        last.set(n)
+        return [seen, await ctx.step(note, n)]
+
+    # Enough for the worker to know that they end quickly.
+    handles = app.enqueue_many(run, list(range(1500)))
+    with working(app, concurrency=5):
+        for n, handle in enumerate(handles):
+            assert handle.result(timeout=60) == [None, n]
+
+
+def test_a_worker_claims_nothing_ahead_of_slow_workflows(app: Durable, db: Database) -> None:
+    release = threading.Event()
+
+    @app.workflow
+    def run(ctx: Context, n: int) -> int:
+        if n < 0:
+            release.wait(60)
+        return n
+
+    conn = db.connect()
+    quick = app.enqueue_many(run, list(range(500)))
+    with working(app, concurrency=5):
+        for handle in quick:
+            handle.result(timeout=60)
+        time.sleep(0.5)
+        slow = app.enqueue_many(run, [-1] * 20)
+        time.sleep(1)
+        held = value(conn, "select count(*) from durable.live_workflows where status = 'running'")
+        release.set()
+        for handle in slow:
+            handle.result(timeout=60)
+    assert held == 5
 
 
 def test_the_defaults_of_a_workflow_are_those_of_its_declaration(app: Durable, db: Database) -> None:

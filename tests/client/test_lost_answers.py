@@ -182,7 +182,7 @@ def test_06_what_a_claim_brought_is_given_back_when_its_worker_never_heard_of_it
         return 42
 
     conn = db.connect()
-    call(conn, "configure", "lease", "1 second")
+    call(conn, "configure", "lease", "6 seconds")
     handle = app.enqueue(answer, queue="lost")
     with working(app, name="deaf"):
         # It looks for strays once it has lost the connection that it claims on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import os
@@ -114,6 +115,7 @@ class Worker:
         Raises SchemaMismatch, or what psycopg raises when the database refuses.
         """
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         async with AsyncExitStack() as opened:
             links = await self._unless_stopped(self._open(opened))
             if not links:
@@ -347,7 +349,9 @@ class Worker:
         if self._runs.get(run.workflow_id) is run:
             del self._runs[run.workflow_id]
             self._ended_count += 1
-            self._start_next()
+            # Not in the context of the one that ended, which the next one would inherit.
+            if self._next:
+                self._loop.call_soon(self._start_next, context=self._context)
         self._slot.set()
 
     # The session, in its thread
