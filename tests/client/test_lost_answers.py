@@ -161,13 +161,13 @@ def test_06_answers_lost_at_random_change_no_result(app: Durable, lossy: Durable
 
 
 def control_connection(conn: Connection, other_than: int = 0) -> int:
-    """The process of the server on which the worker claims, once it is ready."""
+    """The process of the server on which the worker claims, once it waits for work."""
     for _ in range(2000):
         found = rows(
             conn,
             """select pid from pg_stat_activity a
                where datname = current_database() and application_name = 'durable control' and pid <> %s
-                 and query like '%%durable.claim%%' and exists (select from durable.workers where session_lock)""",
+                 and query like '%%durable.claim%%' and exists (select from durable.idle_workers)""",
             other_than,
         )
         if found:
