@@ -43,7 +43,8 @@ STEP_RESULT = "select status::text, output::text, error::text from durable.step_
 FAIL = (
     "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
 )
-ENQUEUE = (
+ENQUEUE = "select durable.enqueue(%s, %s::jsonb, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+ENQUEUE_MANY = (
     "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"
     " make_interval(secs => %s), %s::jsonb)::text"
 )

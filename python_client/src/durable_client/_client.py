@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from . import _calls, _codec
-from ._definitions import Workflow
+from ._definitions import Workflow, enqueue_parameters
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
 from ._link import configure, pause
@@ -175,12 +175,20 @@ class Client:
         input: Any = None,
         *,
         key: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int | None = None,
+        timeout: Duration | None = None,
+        tags: dict[str, Any] | None = None,
         conn: Any = None,
-        **options: Any,
     ) -> Handle[R]:
         """Enqueues one workflow; see ``Durable.enqueue``."""
-        keys = None if key is None else [key]
-        return (self.enqueue_many(workflow, [input], keys=keys, conn=conn, **options))[0]
+        (encoded,), (name, *rest) = enqueue_parameters(
+            workflow, [input], key, queue, priority, run_at, max_attempts, timeout, tags
+        )
+        rows = self._all(_calls.ENQUEUE, [name, encoded, *rest], conn)
+        return self._handle_of(workflow, rows[0][0])
 
     def enqueue_many(
         self,
@@ -197,33 +205,15 @@ class Client:
         conn: Any = None,
     ) -> list[Handle[R]]:
         """Enqueues one workflow for each input, all or none; see ``Durable.enqueue_many``."""
-        known = workflow if isinstance(workflow, Workflow) else None
-        name = workflow if isinstance(workflow, str) else workflow.name
-        if run_at is not None and run_at.tzinfo is None:
-            raise InvalidArgument(
-                f"workflow {name!r}: run_at has no time zone",
-                hint="For example datetime.now(timezone.utc) + timedelta(hours=1).",
-            )
-        if known is not None and not known.takes_input and any(item is not None for item in inputs):
-            raise InvalidArgument(
-                f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
-            )
-        default_timeout = known.timeout if known is not None else None
-        parameters = [
-            name,
-            _calls.text_array(
-                None if item is None else _codec.encode(item, f"the input of workflow {name!r}") for item in inputs
-            ),
-            queue if queue is not None else known.queue if known is not None else "default",
-            None if keys is None else _calls.text_array(keys),
-            priority if priority is not None else known.priority if known is not None else 0,
-            run_at,
-            max_attempts if max_attempts is not None else known.max_attempts if known is not None else 1,
-            seconds(timeout) if timeout is not None else default_timeout,
-            _codec.encode(tags or {}, f"the tags of workflow {name!r}"),
-        ]
-        rows = self._all(_calls.ENQUEUE, parameters, conn)
-        return [self.handle(row[0], known) for row in rows]
+        own_keys = None if keys is None else _calls.text_array(keys)
+        encoded, (name, *rest) = enqueue_parameters(
+            workflow, inputs, own_keys, queue, priority, run_at, max_attempts, timeout, tags
+        )
+        rows = self._all(_calls.ENQUEUE_MANY, [name, _calls.text_array(encoded), *rest], conn)
+        return [self._handle_of(workflow, row[0]) for row in rows]
+
+    def _handle_of(self, workflow: Workflow[..., R] | str, workflow_id: Any) -> Handle[R]:
+        return self.handle(workflow_id, workflow if isinstance(workflow, Workflow) else None)
 
     def apply_schedules(self, schedules: Iterable[Schedule], *, conn: Any = None) -> dict[str, datetime | None]:
         """Makes the schedules, or changes them to what is given, all or none; returns when each is due next.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from . import _codec
@@ -109,3 +110,40 @@ class Workflow(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R | Coroutine[Any, Any, R]:
         return self.function(*args, **kwargs)
+
+
+def enqueue_parameters(
+    workflow: Workflow[..., Any] | str,
+    inputs: Sequence[Any],
+    keys: str | None,
+    queue: str | None,
+    priority: int | None,
+    run_at: datetime | None,
+    max_attempts: int | None,
+    timeout: Duration | None,
+    tags: dict[str, Any] | None,
+) -> tuple[list[str | None], list[Any]]:
+    """The inputs as JSON, and the other parameters of ``durable.enqueue()`` in order; ``keys`` as they are sent."""
+    known = workflow if isinstance(workflow, Workflow) else None
+    name = workflow if isinstance(workflow, str) else workflow.name
+    if run_at is not None and run_at.tzinfo is None:
+        raise InvalidArgument(
+            f"workflow {name!r}: run_at has no time zone",
+            hint="For example datetime.now(timezone.utc) + timedelta(hours=1).",
+        )
+    if known is not None and not known.takes_input and any(item is not None for item in inputs):
+        raise InvalidArgument(
+            f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
+        )
+    encoded = [None if item is None else _codec.encode(item, f"the input of workflow {name!r}") for item in inputs]
+    default_timeout = known.timeout if known is not None else None
+    return encoded, [
+        name,
+        queue if queue is not None else known.queue if known is not None else "default",
+        keys,
+        priority if priority is not None else known.priority if known is not None else 0,
+        run_at,
+        max_attempts if max_attempts is not None else known.max_attempts if known is not None else 1,
+        seconds(timeout) if timeout is not None else default_timeout,
+        _codec.encode(tags or {}, f"the tags of workflow {name!r}"),
+    ]
