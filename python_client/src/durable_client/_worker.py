@@ -208,6 +208,8 @@ class Worker:
                 self._announced, last_work = False, now
             if len(rows) == wanted:
                 continue
+            # Nobody is in line, so there is no need to be ahead of anything.
+            sampled_at, counted, ahead = now, self._ended_count, 0
             if now - last_work < _BUSY:
                 await asyncio.sleep(_NAP)
             elif self._has_channel and not self._announced:
