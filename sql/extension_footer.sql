@@ -9,6 +9,7 @@ select pg_catalog.pg_extension_config_dump('durable.workers_worker_id_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.live_workflows', '');
 select pg_catalog.pg_extension_config_dump('durable.workflow_keys', '');
 select pg_catalog.pg_extension_config_dump('durable.open_steps', '');
+select pg_catalog.pg_extension_config_dump('durable.workflow_state', '');
 select pg_catalog.pg_extension_config_dump('durable.schedules', '');
 select pg_catalog.pg_extension_config_dump('durable.schedule_firings', '');
 select pg_catalog.pg_extension_config_dump('durable.schedule_backfills', '');

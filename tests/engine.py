@@ -77,8 +77,10 @@ def snapshot(conn: Connection) -> list[Any]:
     """Everything that is stored, to be compared before and after a call that must change nothing."""
     return [
         rows(conn, f"select * from durable.{table} order by 1, 2")
-        for table in ("live_workflows", "finished_workflows", "checkpoints", "open_steps", "workflow_keys", "queues")
-    ]
+        for table in (
+            "live_workflows", "finished_workflows", "checkpoints", "open_steps", "workflow_state", "workflow_keys", "queues",
+        )
+    ]  # fmt: skip
 
 
 def kill_worker(conn: Connection, worker: str) -> None:

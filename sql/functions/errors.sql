@@ -28,7 +28,7 @@ begin
       perform durable._raise_not_found(workflow_id);
     when 'WF002' then
       perform durable._raise('WF002', format('%s: lease %s is lost', v_what, coalesce(lease::text, 'NULL')),
-        'The workflow was taken over by another worker, given back, or ended in the meantime. Nothing was changed.',
+        'The workflow was taken over by another worker, given back, paused, or ended in the meantime. Nothing was changed.',
         'Stop working on it. If this happens to a healthy worker, its heartbeats come too late: see the setting lease.');
     when 'WF004' then
       perform durable._raise('WF004', format('%s: the workflow was cancelled', v_what),

@@ -21,10 +21,12 @@ begin
     returning l.*, i.output, i.error as final_error
   ), finished as (
     insert into durable.finished_workflows (workflow_id, lease, created_at, started_at, completed_at, deadline, worker_id,
-      attempt, failures, crashes, max_attempts, priority, status, timeout, name, queue, key, tags, input, output, error)
+      attempt, failures, crashes, max_attempts, priority, status, timeout, name, queue, key, tags, input, output, error, warning,
+      forked_from, forked_at_step, continued_from)
     select g.workflow_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, v_now, g.deadline,
       g.worker_id, g.attempt, g.failures + (_finish.status = 'failed' and _finish.leases is not null)::integer, g.crashes,
-      g.max_attempts, g.priority, _finish.status, g.timeout, g.name, g.queue, g.key, g.tags, g.input, g.output, g.final_error
+      g.max_attempts, g.priority, _finish.status, g.timeout, g.name, g.queue, g.key, g.tags, g.input, g.output, g.final_error, g.warning,
+      g.forked_from, g.forked_at_step, g.continued_from
     from gone g
     returning workflow_id
   ), closed as (

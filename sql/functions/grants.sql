@@ -4,15 +4,16 @@ create function durable._functions_of(audience text)
 returns setof regprocedure language sql stable as $$
   select p.oid::regprocedure from pg_proc p
   where p.pronamespace = 'durable'::regnamespace and p.proname::text = any (case audience
-    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'retry', 'status', 'result', 'history', 'cron_next',
-      'version', 'build']
+    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'pause', 'resume', 'retry', 'retry_many', 'fork', 'fork_many',
+      'status', 'result', 'history', 'state', 'cron_next', 'version', 'build']
     when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'claim', 'complete', 'complete_many',
-      'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'reclaim', 'recover', 'release_many',
-      'start_step', 'step_result', 'tick', 'version', 'build']
-    when 'observer' then array['cron_next', 'next_firings', 'status', 'result', 'history', 'step_result', 'version', 'build']
+      'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish', 'reclaim', 'recover',
+      'release_many', 'start_step', 'step_result', 'suspend', 'tick', 'warn', 'version', 'build']
+    when 'observer' then array['cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result', 'version',
+      'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
-      'enable_pg_cron', 'leave', 'next_firings', 'pause_schedule', 'recover', 'resume_schedule', 'retain', 'retry', 'schedule', 'tick',
-      'trigger_schedule', 'unschedule', 'version']
+      'enable_pg_cron', 'fork', 'fork_many', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'resume',
+      'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
   end)
 $$;
 
@@ -20,7 +21,7 @@ create function durable._views_of(audience text)
 returns text[] language sql immutable as $$
   select case audience
     when 'observer' then
-      '{workflows,workflow_steps,queues,workers,settings,retention_rules,schedules,schedule_firings,schedule_backfills}'::text[]
+      '{workflows,workflow_steps,workflow_state,queues,workers,settings,retention_rules,schedules,schedule_firings,schedule_backfills}'::text[]
     when 'admin' then '{settings,retention_rules,schedules,schedule_firings,schedule_backfills}'
     when 'worker' then '{settings}'
     else '{}' end
@@ -44,7 +45,8 @@ $$;
 create function durable.grant_client(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('client', role); end $$;
 comment on function durable.grant_client(regrole) is
-  'Lets a role enqueue, cancel and retry workflows and read the status, result and history of one whose id it knows.';
+  'Lets a role enqueue, cancel, pause, resume, retry and fork workflows, and read the status, result, history and published '
+  'state of one whose id it knows.';
 
 create function durable.grant_worker(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('worker', role); end $$;
@@ -53,12 +55,13 @@ comment on function durable.grant_worker(regrole) is 'Lets a role run workers: c
 create function durable.grant_observer(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('observer', role); end $$;
 comment on function durable.grant_observer(regrole) is
-  'Lets a role read all workflows, steps, queues, workers, schedules and settings, inputs and outputs included.';
+  'Lets a role read all workflows, steps, published state, queues, workers, schedules and settings, inputs and outputs included.';
 
 create function durable.grant_admin(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('admin', role); end $$;
 comment on function durable.grant_admin(regrole) is
-  'Lets a role change settings, retention and schedules, cancel, retry, recover, tick and end registrations of workers.';
+  'Lets a role change settings, retention and schedules, cancel, pause, resume, retry and fork workflows, recover, tick and end '
+  'registrations of workers.';
 
 -- Postgres lets everyone execute a new function; here nobody may who was not told so.
 revoke all on all routines in schema durable from public;

@@ -2,17 +2,21 @@ create view durable.workflows as
   select l.workflow_id, l.name, l.status, l.queue, l.key, l.priority, l.tags, l.attempt, l.failures, l.crashes, l.max_attempts,
     l.input, null::jsonb as output, l.error, l.error ->> 'message' as error_message,
     l.created_at, l.started_at, null::timestamptz as completed_at, l.wake_at, l.deadline, l.timeout,
-    (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker
+    (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker,
+    l.paused_at, l.pause_reason, l.warning, l.forked_from, l.forked_at_step, l.continued_from, null::uuid as continued_as
   from durable.live_workflows l
   union all
   select f.workflow_id, f.name, f.status, f.queue, f.key, f.priority, f.tags, f.attempt, f.failures, f.crashes, f.max_attempts,
     f.input, f.output, f.error, f.error ->> 'message',
     f.created_at, f.started_at, f.completed_at, null, f.deadline, f.timeout,
-    (select w.name from durable.workers w where w.worker_id = f.worker_id)
+    (select w.name from durable.workers w where w.worker_id = f.worker_id),
+    null, null, f.warning, f.forked_from, f.forked_at_step, f.continued_from, f.continued_as
   from durable.finished_workflows f;
 comment on view durable.workflows is
   'Every workflow, unfinished and finished. error is what ended the last attempt; wake_at is when a delayed, retried or sleeping '
-  'one becomes ready; worker is the worker that runs it, or ended it while that one is still listed.';
+  'one becomes ready; worker is the worker that runs it, or ended it while that one is still listed. paused_at is when it was '
+  'paused, null while it is not. forked_from and forked_at_step tell what it is a fork of; continued_from and continued_as '
+  'are the runs before and after it.';
 
 create view durable.workflow_steps as
   select c.workflow_id, c.step_name, c.status, c.attempt, c.output, c.error, c.error ->> 'message' as error_message,
@@ -45,17 +49,26 @@ create function durable.result(workflow_id uuid)
 returns table (status durable.workflow_status, output jsonb, error jsonb) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
+declare
+  v_id uuid := workflow_id;
+  v_next uuid;
 begin
-  return query
-  select w.status, w.output, w.error from durable.workflows w where w.workflow_id = result.workflow_id;
-  if not found then
-    perform durable._raise_not_found(workflow_id);
-  end if;
+  loop
+    select w.status, w.output, w.error, w.continued_as into status, output, error, v_next
+    from durable.workflows w where w.workflow_id = v_id;
+    if not found then
+      perform durable._raise_not_found(v_id);
+    end if;
+    exit when v_next is null;
+    v_id := v_next;
+  end loop;
+  return next;
 end
 $$;
 comment on function durable.result(uuid) is
   'One row: the status of a workflow, its output if it is completed, its error if it is failed or cancelled (or the last '
-  'attempt''s, if it will be tried again). Errors: WF001 workflow not found.';
+  'attempt''s, if it will be tried again). Of one that was continued as a new run it is the result of the last run. '
+  'Errors: WF001 workflow not found.';
 
 create function durable.history(workflow_id uuid)
 returns setof durable.workflow_steps language plpgsql stable security definer

@@ -1,9 +1,10 @@
--- Puts workflows whose time has come in line, the longest due first.
+-- Puts workflows whose time has come in line, the longest due first. Those that are paused take their place when resumed.
 create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(0::smallint);
   v_queues text[];
+  v_woken integer;
 begin
   if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= statement_timestamp()) then
     return 0;
@@ -11,16 +12,16 @@ begin
   perform pg_current_xact_id();
   with woken as (
     update durable.live_workflows l
-    set status = 'pending', wake_at = null, ready_seq = nextval('durable.ready_seq')
+    set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
     where l.workflow_id = any(array(
       select d.workflow_id from durable.live_workflows d
       where d.wake_at > v_after and d.wake_at <= statement_timestamp()
       order by d.wake_at limit max_workflows for update skip locked))
-    returning l.queue
+    returning l.queue, l.ready_seq
   )
-  select array_agg(w.queue) into v_queues from woken w;
+  select array_agg(w.queue) filter (where w.ready_seq is not null), count(*)::integer into v_queues, v_woken from woken w;
   perform durable._ring_each(v_queues);
-  return coalesce(cardinality(v_queues), 0);
+  return v_woken;
 end
 $$;
 
@@ -91,7 +92,7 @@ begin
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   foreach v_part in array
-    '{dropped,recovered,woken,timed_out,paused,released,fired,backfilled,firings_forgotten,partitions,lanes,expired,freed}'::text[]
+    '{dropped,recovered,woken,timed_out,paused,released,fired,backfilled,firings_forgotten,partitions,lanes,expired,freed,cleared}'::text[]
   loop
     -- One part that fails does not stop the others.
     begin
@@ -111,6 +112,7 @@ begin
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
         -- Nobody waits for these: they are free already.
         when 'freed' then durable._free_keys(2 * max_workflows)
+        when 'cleared' then durable._clear_state(2 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0

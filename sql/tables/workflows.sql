@@ -11,6 +11,10 @@
 -- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
 -- and no lease is ever given twice. Constraints hold each of these.
 --
+-- A paused row keeps its status, and is neither in line nor owned. What would wake it still does, but gives it no ready_seq:
+-- it becomes pending without a place in line or a time, and takes its place when it is resumed. So whoever puts rows in line
+-- that nobody owns writes: ready_seq = case when paused_at is null then nextval('durable.ready_seq') end.
+--
 -- finished_workflows is append-only and partitioned by day of creation, which a UUIDv7 carries. Partitions are made by
 -- durable._provision_partitions(), ahead of time by the tick and on demand by the call that misses one; there is no
 -- default partition, for it would have to be scanned each time that a partition is added.
@@ -27,6 +31,8 @@ create table durable.live_workflows (
   started_at timestamptz,
   worker_id integer,
   failed_lease bigint,
+  paused_at timestamptz,
+  paused_lease bigint,
   attempt integer not null default 1,
   failures integer not null default 0,
   crashes integer not null default 0,
@@ -41,6 +47,11 @@ create table durable.live_workflows (
   tags jsonb not null default '{}',
   input jsonb,
   error jsonb,
+  pause_reason text,
+  warning text,
+  forked_from uuid,
+  forked_at_step text,
+  continued_from uuid,
   constraint live_workflows_pkey primary key (workflow_id),
   constraint live_workflows_name_length check (char_length(name) between 1 and 200),
   constraint live_workflows_queue_length check (char_length(queue) between 1 and 200),
@@ -48,7 +59,10 @@ create table durable.live_workflows (
   constraint live_workflows_running_is_leased check ((status = 'running') = (lease is not null)),
   constraint live_workflows_lease_has_worker check ((lease is null) = (worker_id is null)),
   constraint live_workflows_ready_is_pending check (ready_seq is null or status = 'pending'),
-  constraint live_workflows_pending_is_ready_or_due check (status <> 'pending' or (ready_seq is null) <> (wake_at is null)),
+  constraint live_workflows_pending_is_ready_or_due check (
+    status <> 'pending' or (ready_seq is null) <> (wake_at is null) or wake_at is null and paused_at is not null),
+  constraint live_workflows_paused_is_idle check (paused_at is null or ready_seq is null and lease is null),
+  constraint live_workflows_reason_is_of_pause check (paused_at is not null or pause_reason is null and paused_lease is null),
   constraint live_workflows_sleeping_has_end check (status <> 'sleeping' or wake_at is not null),
   constraint live_workflows_running_started check (lease is null or started_at is not null),
   constraint live_workflows_counts check (attempt >= 1 and failures >= 0 and crashes >= 0 and max_attempts >= 1),
@@ -82,6 +96,14 @@ comment on column durable.live_workflows.crashes is 'Attempts that ended with th
 comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
 comment on column durable.live_workflows.failed_lease is
   'Lease under which the last attempt was reported as failed, so that the same report sent again is recognised.';
+comment on column durable.live_workflows.paused_at is 'When it was paused; null while it is not.';
+comment on column durable.live_workflows.paused_lease is
+  'Lease that the pause took from a worker, so that a pause that this worker reports again is recognised.';
+comment on column durable.live_workflows.pause_reason is 'Why it is paused, as the caller or the worker said.';
+comment on column durable.live_workflows.warning is 'What its worker wants somebody to know about it; see durable.warn().';
+comment on column durable.live_workflows.forked_from is 'The workflow that it is a fork of.';
+comment on column durable.live_workflows.forked_at_step is 'The step of that one from which it runs by itself; null for the first.';
+comment on column durable.live_workflows.continued_from is 'The run before it, which ended with durable.continue_as_new().';
 comment on column durable.live_workflows.error is 'What ended the last attempt, if it failed.';
 
 create table durable.finished_workflows (
@@ -106,6 +128,11 @@ create table durable.finished_workflows (
   input jsonb,
   output jsonb,
   error jsonb,
+  warning text,
+  forked_from uuid,
+  forked_at_step text,
+  continued_from uuid,
+  continued_as uuid,
   constraint finished_workflows_is_final check (status in ('completed', 'failed', 'cancelled')),
   constraint finished_workflows_error_iff_not_completed check ((status = 'completed') = (error is null)),
   constraint finished_workflows_output_if_completed check (output is null or status = 'completed')
@@ -131,6 +158,8 @@ comment on table durable.finished_workflows_shape is 'Always empty: what a new p
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';
 comment on column durable.finished_workflows.lease is
   'Lease under which it ended, so that the same report sent again is recognised; null when no worker ended it.';
+comment on column durable.finished_workflows.continued_as is
+  'The run after it, when it ended with durable.continue_as_new(); the result of that one is its result.';
 
 -- A key belongs to the workflow that used it first, for as long as that workflow is stored.
 create table durable.workflow_keys (

@@ -56,6 +56,12 @@ select pg_temp.refused($$ update durable.live_workflows set name = '' $$, 'live_
 select pg_temp.refused($$ update durable.live_workflows set name = repeat('x', 201) $$, 'live_workflows_name_length', 'a name is short');
 select pg_temp.refused($$ update durable.live_workflows set queue = '' $$, 'live_workflows_queue_length', 'a queue has a name');
 select pg_temp.refused($$ update durable.live_workflows set tags = '[]' $$, 'live_workflows_tags_is_object', 'tags are an object');
+select pg_temp.refused($$ update durable.live_workflows set paused_at = now() $$,
+  'live_workflows_paused_is_idle', 'a paused workflow is not in line');
+select pg_temp.refused($$ update durable.live_workflows set paused_at = now(), ready_seq = null, status = 'running', lease = 1, worker_id = 1,
+  started_at = now() $$, 'live_workflows_paused_is_idle', 'a paused workflow is owned by nobody');
+select pg_temp.refused($$ update durable.live_workflows set pause_reason = 'why' $$,
+  'live_workflows_reason_is_of_pause', 'only a paused workflow has a reason for that');
 select pg_temp.refused($$ insert into durable.live_workflows select * from live $$, 'live_workflows_pkey', 'a workflow is live once');
 select pg_temp.refused($$ insert into durable.workflow_keys values ('k', 'x', gen_random_uuid()) $$,
   'workflow_keys_pkey', 'a key belongs to one workflow');
@@ -94,6 +100,9 @@ select pg_temp.refused($$ select pg_temp.open_step(1, true, now(), '{}') $$,
   'open_steps_once_is_not_retried', 'what runs at most once is not tried again');
 select pg_temp.refused($$ select pg_temp.open_step(1, false, null, null, '') $$,
   'open_steps_step_name_length', 'an open step has a name');
+
+select pg_temp.refused($$ insert into durable.workflow_state select h.workflow_id, h.lease, now(), '', '1' from held h $$,
+  'workflow_state_key_length', 'what is published has a name');
 
 -- Workers and the history
 select pg_temp.refused($$ insert into durable.workers (name, queues, expires_at) values ('w', '{}', now()) $$,

@@ -21,12 +21,13 @@ select durable.grant_admin('durable_t_admin');
 create temp table matrix (name text primary key, audience text not null);
 insert into matrix values
   ('attach', 'w'), ('backfill_schedule', 'a'), ('begin_step', 'w'), ('build', 'cwoa'), ('cancel', 'ca'), ('checkpoint', 'w'),
-  ('checkpoint_many', 'w'), ('claim', 'w'), ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'),
+  ('checkpoint_many', 'w'), ('claim', 'w'), ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('continue_as_new', 'w'),
   ('cron_next', 'coa'), ('disable_pg_cron', 'a'), ('enable_pg_cron', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'),
-  ('fail', 'w'), ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('grant_admin', ''), ('grant_client', ''),
+  ('fail', 'w'), ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('fork', 'ca'), ('fork_many', 'ca'), ('grant_admin', ''), ('grant_client', ''),
   ('grant_observer', ''), ('grant_worker', ''), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'),
-  ('next_firings', 'oa'), ('pause_schedule', 'a'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
-  ('result', 'co'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('schedule', 'a'), ('start_step', 'w'), ('status', 'co'),
+  ('next_firings', 'oa'), ('pause', 'ca'), ('pause_schedule', 'a'), ('publish', 'w'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
+  ('result', 'co'), ('resume', 'ca'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('retry_many', 'ca'),
+  ('schedule', 'a'), ('start_step', 'w'), ('state', 'co'), ('status', 'co'), ('suspend', 'w'), ('warn', 'w'),
   ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwoa');
 
 create temp table audience (letter text, role name);
@@ -55,7 +56,8 @@ select is_empty(
 select set_eq(
   $$ select a.role::text, c.relname::text from audience a, pg_class c
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
-  $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'), ('durable_t_observer', 'queues'),
+  $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'),
+       ('durable_t_observer', 'workflow_state'), ('durable_t_observer', 'queues'),
        ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings'),
        ('durable_t_worker', 'settings'), ('durable_t_observer', 'retention_rules'), ('durable_t_admin', 'retention_rules'),
        ('durable_t_observer', 'schedules'), ('durable_t_observer', 'schedule_firings'),
@@ -83,6 +85,7 @@ set local role durable_t_worker;
 select lives_ok($$ update life l set lease = c.lease from durable.claim('w') c $$, 'a worker claims');
 select lives_ok($$ select durable.attach('w') $$, 'a worker attaches');
 select lives_ok($$ select durable.checkpoint(workflow_id, lease, 's', '1') from life $$, 'a worker checkpoints');
+select lives_ok($$ select durable.publish(workflow_id, lease, 'k', '1') from life $$, 'a worker publishes');
 select lives_ok($$ select durable.complete(workflow_id, lease, '1') from life $$, 'a worker completes');
 select lives_ok($$ select durable.tick() $$, 'a worker ticks');
 select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'a worker does not enqueue');
@@ -96,6 +99,8 @@ select lives_ok($$ select durable.schedule('s', '@hourly', 'w') $$, 'an admin ma
 select lives_ok($$ select durable.trigger_schedule('s') $$, 'an admin triggers a schedule');
 select results_eq($$ select outcome::text from durable.schedule_firings $$, $$ values ('triggered') $$, 'an admin reads what became of it');
 select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'an admin does not enqueue');
+select lives_ok($$ select durable.pause(durable.fork(workflow_id)) from life $$, 'an admin forks and pauses');
+select throws_ok($$ select durable.state(workflow_id) from life $$, '42501', null, 'an admin does not read what was published');
 reset role;
 
 select finish();

@@ -1,0 +1,43 @@
+create function durable.continue_as_new(workflow_id uuid, lease bigint, input jsonb default null)
+returns uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$
+#variable_conflict use_variable
+declare
+  v_outcome text;
+  v_next uuid;
+  v_row durable.finished_workflows;
+begin
+  if pg_column_size(input) > durable._max_payload() then
+    perform durable._raise_outcome('WF006', workflow_id, lease);
+  end if;
+  if durable._finish(array[workflow_id], array[lease], 'completed', array[null::jsonb], null) is null then
+    v_outcome := durable._why_lost(workflow_id, lease, 'completed');
+    if v_outcome = 'ok' then
+      select f.continued_as into v_next from durable.finished_workflows f where f.workflow_id = continue_as_new.workflow_id;
+      if v_next is not null then
+        return v_next;
+      end if;
+    end if;
+    perform durable._raise_outcome(case v_outcome when 'ok' then 'WF002' else v_outcome end, workflow_id, lease);
+  end if;
+  v_next := durable._new_id();
+  update durable.finished_workflows f set continued_as = v_next where f.workflow_id = continue_as_new.workflow_id
+  returning * into v_row;
+  perform pg_current_xact_id();
+  insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, status, timeout, name, queue,
+    key, tags, input, continued_from)
+  values (v_next, nextval('durable.ready_seq'), clock_timestamp(), v_row.max_attempts, v_row.priority, 'pending', v_row.timeout,
+    v_row.name, v_row.queue, v_row.key, v_row.tags, input, workflow_id);
+  -- The key stands for what runs: were it left behind, retention would free it while the workflow goes on.
+  update durable.workflow_keys k set workflow_id = v_next
+  where k.key = v_row.key and k.workflow_id = continue_as_new.workflow_id;
+  perform durable._ring(v_row.queue, 1);
+  return v_next;
+end
+$$;
+comment on function durable.continue_as_new(uuid, bigint, jsonb) is
+  'Ends a run as completed and starts the next one with another input and no steps, both or neither, so that a workflow without '
+  'an end does not gather steps without end. Name, queue, priority, tags, attempts and timeout are those of this run, and the '
+  'key goes over to the next. Returns its id; continued_from and continued_as in durable.workflows link the two, and '
+  'durable.result() of this run is the result of the last one. Sending it again is harmless. '
+  'Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF006 input too large.';

@@ -1,0 +1,112 @@
+-- A fork is a new workflow that begins with checkpoints of another one. Before a step is what had ended when that step
+-- ended: whatever depends on the outcome of a step ends after it. So of steps that ran side by side, those that ended first are
+-- copied, and the others run again.
+
+-- Returns the ids of the forks in the order of the workflows; null for those that are not stored, or lack a step.
+create function durable._fork(workflow_ids uuid[], from_step text, input jsonb, outputs jsonb)
+returns uuid[] language plpgsql as $$
+#variable_conflict use_column
+declare
+  -- Read before the snapshot is taken: what comes after a step that has no outcome in it ends later than this.
+  v_now timestamptz := clock_timestamp();
+  v_today date := (v_now at time zone 'UTC')::date;
+  v_max bigint := durable._max_payload();
+  v_forks uuid[];
+  v_queues text[];
+begin
+  perform durable._require((jsonb_typeof(outputs) = 'object') is true, 'outputs must be a JSON object',
+    'For example ''{"charge": {"paid": true}}'': the names of steps, and what they are to have returned.');
+  if pg_column_size(input) > v_max or exists (select from jsonb_each(outputs) as o where pg_column_size(o.value) > v_max) then
+    perform durable._raise('WF006', 'the input or an output of the fork is too large',
+      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was forked.', v_max),
+      'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+  end if;
+  perform durable._provision_partitions(v_today, v_today + 1);
+  perform pg_current_xact_id();
+  with item as materialized (
+    select i.n, i.workflow_id, durable._new_id() as fork,
+      case when from_step is null then '-infinity' else coalesce(
+        (select c.completed_at from durable.checkpoints c
+         where c.workflow_id = i.workflow_id and c.step_name = _fork.from_step),
+        (select v_now from durable.open_steps o where o.workflow_id = i.workflow_id and o.step_name = _fork.from_step))
+      end as until
+    from unnest(_fork.workflow_ids) with ordinality as i(workflow_id, n)
+    where not exists (
+      select from jsonb_object_keys(outputs) as k(step_name)
+      where not exists (select from durable.workflow_steps s where s.workflow_id = i.workflow_id and s.step_name = k.step_name))
+  ), forked as (
+    insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
+      timeout, name, queue, tags, input, forked_from, forked_at_step)
+    select i.fork, nextval('durable.ready_seq'), now(), w.max_attempts, w.priority, true, 'pending',
+      w.timeout, w.name, w.queue, w.tags, coalesce(_fork.input, w.input), w.workflow_id, _fork.from_step
+    from item i join durable.workflows w on w.workflow_id = i.workflow_id
+    where i.until is not null
+    order by i.n
+    returning workflow_id, queue
+  ), copied as (
+    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
+    select i.fork, c.started_at, c.completed_at, c.attempt, c.status, c.step_name, c.output, c.error
+    from item i join durable.checkpoints c on c.workflow_id = i.workflow_id
+    where c.completed_at < i.until and c.step_name is distinct from _fork.from_step and not outputs ? c.step_name
+      and i.fork in (select f.workflow_id from forked f)
+  ), replaced as (
+    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output)
+    select i.fork, c.started_at, coalesce(c.completed_at, v_now), coalesce(c.attempt, 1), 'completed', o.key, o.value
+    from item i cross join jsonb_each(outputs) as o
+    left join durable.checkpoints c on c.workflow_id = i.workflow_id and c.step_name = o.key
+    where i.fork in (select f.workflow_id from forked f)
+  )
+  select array_agg((select i.fork from item i join forked f on f.workflow_id = i.fork where i.n = g.n) order by g.n),
+      (select array_agg(f.queue) from forked f)
+    into v_forks, v_queues
+  from generate_series(1, cardinality(_fork.workflow_ids)) as g(n);
+  perform durable._ring_each(v_queues);
+  return v_forks;
+end
+$$;
+
+create function durable.fork(
+  workflow_id uuid, from_step text default null, input jsonb default null, outputs jsonb default '{}'
+)
+returns uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+  v_fork uuid := (durable._fork(array[workflow_id], from_step, input, outputs))[1];
+  v_missing text;
+begin
+  if v_fork is null then
+    perform durable.status(workflow_id);
+    select k.step_name into v_missing
+    from (select from_step as step_name union all select jsonb_object_keys(outputs)) k
+    where k.step_name is not null and not exists (
+      select from durable.workflow_steps s where s.workflow_id = fork.workflow_id and s.step_name = k.step_name);
+    perform durable._require(false, format('workflow %s has no step %L', workflow_id, v_missing),
+      'durable.history() lists its steps; a repeated one has a number: ''charge#2''.');
+  end if;
+  return v_fork;
+end
+$$;
+comment on function durable.fork(uuid, text, jsonb, jsonb) is
+  'Starts a copy of a workflow, finished or not, in the caller''s transaction, and returns its id. The copy has the checkpoints of '
+  'all that had ended before from_step ended, and runs from there; of parallel steps, those that ended later run again. Without '
+  'from_step it runs from the start. input replaces the input. outputs replaces what steps returned: {"step": output}; the '
+  'fork has these outputs whether the steps came before from_step or not. Everything else is that of the original, but the '
+  'key, which a fork has not. The two share nothing from there on; forked_from and forked_at_step in durable.workflows keep the '
+  'lineage. Errors: WF001 workflow not found, WF005 no such step, or outputs is not an object, WF006 too large.';
+
+create function durable.fork_many(
+  workflow_ids uuid[], from_step text default null, input jsonb default null, outputs jsonb default '{}'
+)
+returns setof uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+  perform durable._check_bulk(workflow_ids);
+  return query select unnest(durable._fork(workflow_ids, from_step, input, outputs));
+end
+$$;
+comment on function durable.fork_many(uuid[], text, jsonb, jsonb) is
+  'durable.fork() for a selection of at most 10000 workflows, in one statement: select durable.fork_many(array(select workflow_id '
+  'from durable.workflows where …), ''charge''). Returns the ids of the forks in the order of the workflows; null for one that '
+  'is not stored, or has not all of the steps. Errors: WF005 for more ids, NULL, or outputs that is not an object; WF006 too large.';
