@@ -35,12 +35,13 @@ from engine import call, claim_one, enqueue, rows, value, workflow
 pytestmark = pytest.mark.pg(15, 18)
 
 DURABLE = str(Path(sys.executable).with_name("durable"))
-COMMANDS = ["install", "worker", "dev", "enqueue", "list", "show", "cancel", "retry"]
+COMMANDS = ["install", "worker", "dev", "enqueue", "list", "show", "cancel", "pause", "resume", "retry", "fork"]
 SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
     *("workflow_id", "name", "status", "queue", "key", "priority", "tags", "attempt", "failures", "crashes"),
     *("max_attempts", "error_message", "created_at", "started_at", "completed_at", "wake_at", "deadline"),
-    *("timeout_seconds", "worker"),
+    *("timeout_seconds", "worker", "paused_at", "pause_reason", "warning", "forked_from", "forked_at_step"),
+    *("continued_from", "continued_as"),
 }
 STEP_FIELDS = {
     *("step_name", "status", "attempt", "output", "error", "error_message", "started_at", "completed_at"),
@@ -367,7 +368,7 @@ def test_list_says_when_there_is_nothing_and_when_there_is_more(cli: Cli, db: Da
 def test_show_gives_the_workflow_with_its_steps(cli: Cli, db: Database) -> None:
     workflow_id = str(run_one(db.connect()))
     shown = cli.read_json("show", workflow_id)
-    assert shown.keys() == WORKFLOW_FIELDS | {"input", "output", "error", "steps"}
+    assert shown.keys() == WORKFLOW_FIELDS | {"input", "output", "error", "state", "steps"}
     assert (shown["status"], shown["input"], shown["output"]) == ("completed", {"month": 12}, {"total": 7})
     (step,) = shown["steps"]
     assert step.keys() == STEP_FIELDS
@@ -389,7 +390,7 @@ def test_show_does_not_flood_a_terminal_and_json_has_all(cli: Cli, db: Database)
     assert len(cli.read_json("show", workflow_id)["input"]["text"]) == 100_000
 
 
-@pytest.mark.parametrize("command", ["show", "cancel", "retry"])
+@pytest.mark.parametrize("command", ["show", "cancel", "pause", "resume", "retry", "fork"])
 def test_an_id_that_is_not_there_and_one_that_is_none(cli: Cli, command: str) -> None:
     nobody = "01900000-0000-7000-8000-000000000000"
     assert f"workflow {nobody} not found" in cli.fail(command, nobody)
@@ -415,6 +416,42 @@ def test_retry_lets_only_what_failed_or_was_cancelled_go_on(cli: Cli, db: Databa
     assert cli.read_json("retry", workflow_id) == {"workflow_id": workflow_id, "status": "pending"}
     assert workflow(conn, workflow_id).status == "pending"  # type: ignore[arg-type]
     assert "It is pending" in cli.fail("retry", workflow_id)
+
+
+def test_pause_and_resume_say_what_they_did_and_what_they_could_not(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    workflow_id = str(enqueue(conn))
+    assert "is not paused" in cli.fail("resume", workflow_id)
+    expected = {"workflow_id": workflow_id, "status": "pending"}
+    assert cli.read_json("pause", workflow_id, "--reason", "the bank is down") == expected
+    assert "paused already" in cli.fail("pause", workflow_id)
+    assert "the bank is down" in cli.read("show", workflow_id)
+    assert "pending, paused" in cli.read("list")
+    assert cli.read_json("resume", workflow_id) == expected
+    assert "It is completed." in cli.fail("pause", str(run_one(conn)))
+
+
+def test_fork_passes_on_everything_it_is_told_and_show_tells_the_lineage(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    workflow_id = str(run_one(conn))
+    forked = cli.read_json(
+        "fork", workflow_id, "--from", "count", "--input", '{"month": 11}', "--replace", 'count={"orders": 4}'
+    )
+    assert forked["forked_from"] == workflow_id
+    shown = cli.read_json("show", forked["workflow_id"])
+    assert (shown["input"], shown["forked_from"], shown["forked_at_step"]) == ({"month": 11}, workflow_id, "count")
+    assert [step["output"] for step in shown["steps"]] == [{"orders": 4}]
+    assert f"{workflow_id}, at count" in cli.read("show", forked["workflow_id"])
+    assert "has no step 'seven'" in cli.fail("fork", workflow_id, "--from", "seven")
+    assert "not valid JSON" in cli.fail("fork", workflow_id, "--replace", "count=x", status=2)
+
+
+def test_show_tells_what_a_workflow_has_published(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    workflow_id = enqueue(conn)
+    call(conn, "publish", workflow_id, claim_one(conn).lease, "progress", {"done": 3})
+    assert cli.read_json("show", str(workflow_id))["state"] == {"progress": {"done": 3}}
+    assert '{"done": 3}' in cli.read("show", str(workflow_id))
 
 
 # Worker.

@@ -50,6 +50,14 @@ ENQUEUE_MANY = (
 )
 CANCEL = "select durable.cancel(%s, %s)"
 RETRY = "select durable.retry(%s)"
+PAUSE = "select durable.pause(%s, %s)"
+RESUME = "select durable.resume(%s)"
+FORK = "select durable.fork(%s, %s, %s::jsonb, %s::jsonb)::text"
+STATE = "select durable.state(%s)::text"
+PUBLISH = "select durable.publish(%s, %s, %s, %s::jsonb)"
+SUSPEND = "select durable.suspend(%s, %s, %s)"
+WARN = "select durable.warn(%s, %s, %s)"
+CONTINUE_AS_NEW = "select durable.continue_as_new(%s, %s, %s::jsonb)::text"
 STATUS = "select durable.status(%s)::text"
 RESULT = "select status::text, output::text, error::text from durable.result(%s)"
 HISTORY = (

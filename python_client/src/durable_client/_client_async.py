@@ -52,7 +52,7 @@ class AsyncHandle(Generic[R]):
         return str(rows[0][0])
 
     async def result(self, timeout: Duration | None = None) -> R:
-        """Waits for the end of the workflow and returns its output.
+        """Waits for the end of the workflow and returns its output; if it continued as a new run, that of the last run.
 
         Raises WorkflowFailed, WorkflowCancelled, WorkflowNotFound, or ResultTimeout when it has not ended in time.
         """
@@ -87,6 +87,46 @@ class AsyncHandle(Generic[R]):
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
         rows = await self._client._all(_calls.RETRY, [self.workflow_id])
         return bool(rows[0][0])
+
+    async def pause(self, reason: str | None = None) -> bool:
+        """Lets nobody run the workflow until it is resumed; False when it has ended, or is paused already.
+
+        One that runs is taken from its worker, and the step that was under way runs again after the pause. Raises
+        WorkflowNotFound.
+        """
+        rows = await self._client._all(_calls.PAUSE, [self.workflow_id, reason])
+        return bool(rows[0][0])
+
+    async def resume(self) -> bool:
+        """Ends a pause; False when there is none. Raises WorkflowNotFound."""
+        rows = await self._client._all(_calls.RESUME, [self.workflow_id])
+        return bool(rows[0][0])
+
+    async def fork(
+        self,
+        from_step: str | None = None,
+        *,
+        input: Any = None,
+        outputs: dict[str, Any] | None = None,
+        conn: Any = None,
+    ) -> AsyncHandle[R]:
+        """Starts a copy of the workflow that has the checkpoints of all that ended before ``from_step`` ended.
+
+        Without ``from_step`` it runs from the start. ``input`` replaces the input, and ``outputs`` what steps returned,
+        by their names. The two share nothing from there on. Raises WorkflowNotFound, InvalidArgument when there is no
+        such step, PayloadTooLarge.
+        """
+        subject = f"the fork of workflow {self.workflow_id}"
+        given = None if input is None else _codec.encode(input, f"{subject}: its input")
+        replaced = _codec.encode(outputs or {}, f"{subject}: its outputs")
+        rows = await self._client._all(_calls.FORK, [self.workflow_id, from_step, given, replaced], conn)
+        return AsyncHandle(self._client, rows[0][0], self._decode)
+
+    async def state(self) -> dict[str, Any]:
+        """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound."""
+        rows = await self._client._read(_calls.STATE, [self.workflow_id])
+        state: dict[str, Any] = json.loads(rows[0][0])
+        return state
 
     async def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""

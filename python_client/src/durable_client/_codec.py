@@ -235,6 +235,19 @@ def decode(value: Any, of: Decoder | None, subject: str) -> Any:
         ) from error
 
 
+def difference(value: Any, function: Callable[..., Any]) -> str:
+    """Two lines for a reader: the value that is stored, and the type that a function is annotated to return."""
+    stored = json.dumps(value, ensure_ascii=False)
+    expected = _hints(function).get("return", Any)
+    shape = expected.__name__ if inspect.isclass(expected) else str(expected)
+    if dataclasses.is_dataclass(expected):
+        fields = (
+            f"{field.name}: {getattr(field.type, '__name__', field.type)}" for field in dataclasses.fields(expected)
+        )
+        shape += f"({', '.join(fields)})"
+    return f"stored:   {stored if len(stored) <= 1000 else stored[:999] + '…'}\nexpected: {shape[:1000]}"
+
+
 def _as_jsonb_keeps_objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(sorted(pairs, key=lambda pair: (len(pair[0].encode()), pair[0].encode())))
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid5
 
 from . import _codec
@@ -20,7 +20,7 @@ from ._definitions import Step, as_step
 from ._engine import AsyncEngine
 from ._errors import DurableError, InvalidArgument, PayloadTooLarge, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
-from ._run import Run, in_step
+from ._run import LONG_RUN, Misfit, Run, WorkflowInterrupted, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,12 +123,42 @@ class AsyncContext:
         """A number from 0 up to 1 that is the same in every replay."""
         return random.Random(f"{self.workflow_id}/{self._run.count('random()')}").random()
 
+    async def set(self, key: str, value: Any) -> None:
+        """Publishes a value under a key, for whoever looks: ``handle.state()``, ``durable show``, ``durable.state()``.
+
+        The latest value of each key stays until the workflow is removed from the history. It is no step: a replay
+        publishes again, and a step may call it. Raises InvalidArgument, PayloadTooLarge.
+        """
+        self._run.check()
+        text = _codec.encode(value, f"workflow {self.workflow_id}: the value of {key!r}")
+        await self._engine.publish(self._run, key, text)
+
+    async def continue_as_new(self, input: Any = None) -> NoReturn:
+        """Ends this run as completed and starts the next one with another input and no steps. Does not return.
+
+        For a workflow without an end, whose steps would grow without end, too. The next run has the name, queue,
+        priority, tags and key of this one, and ``handle.result()`` waits for the last. Raises InvalidArgument,
+        PayloadTooLarge.
+        """
+        if in_step():
+            raise InvalidArgument(
+                f"workflow {self.workflow_id}: continue_as_new was called from inside of a step",
+                hint="Call it from the workflow.",
+            )
+        self._run.check()
+        text = _codec.encode(input, f"workflow {self.workflow_id}: the input of its next run")
+        await self._engine.continue_as_new(self._run, text)
+        self._run.interrupt(None)
+        raise WorkflowInterrupted(None)
+
     def _name(self, name: str) -> str:
         if in_step():
             raise InvalidArgument(
                 f"workflow {self.workflow_id}: step {name!r} was called from inside of another step",
                 hint="A replay skips the outer step, and names of later ones would differ. Call it from the workflow.",
             )
+        if self._run.count("steps()") == LONG_RUN + 1:
+            self._engine.warn_of_long_run(self._run)
         return self._run.unique(name)
 
     async def _perform(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
@@ -196,4 +226,8 @@ class AsyncContext:
         return self._decode(step, name, None if outcome.output is None else json.loads(outcome.output))
 
     def _decode(self, step: Step[Any, Any], name: str, value: Any) -> Any:
-        return _codec.decode(value, step.decode, f"workflow {self.workflow_id}, step {name!r}: the stored output")
+        try:
+            return _codec.decode(value, step.decode, f"step {name!r}: the stored output")
+        except InvalidArgument as error:
+            difference = _codec.difference(value, step.function)
+            raise Misfit(f"{error.message}\n{difference}\nMend the code and resume, or fork.") from error

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from ._invoke import in_thread, invoke, invoke_async, on_loop
 from ._link import Link, configure, configure_async
 from ._outcome import INTERRUPTED, Stored, for_owner
 from ._retry import Retry
-from ._run import Run
+from ._run import LONG_RUN, Run, WorkflowInterrupted
 from ._transaction import run_transaction
 from ._transaction_async import run_transaction_async
 from ._writer import Checkpoint, Writer
+
+log = logging.getLogger("durable")
 
 
 class AsyncEngine:
@@ -39,6 +42,8 @@ class AsyncEngine:
         self._link = link
         self.threads = threads
         self.loop = asyncio.get_running_loop()
+        # Warnings under way; the event loop keeps no hold of its tasks.
+        self._telling: set[asyncio.Future[Any]] = set()
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             dsn,
@@ -103,6 +108,29 @@ class AsyncEngine:
         )  # fmt: skip
         wait: float | None = rows[0][0]
         return wait
+
+    async def publish(self, run: Run, key: str, value: str) -> None:
+        await self._call(_calls.PUBLISH, (run.workflow_id, run.lease, key, value))
+
+    async def continue_as_new(self, run: Run, input: str) -> None:
+        await self._call(_calls.CONTINUE_AS_NEW, (run.workflow_id, run.lease, input))
+
+    async def suspend(self, run: Run, reason: str) -> None:
+        await self._call(_calls.SUSPEND, (run.workflow_id, run.lease, reason))
+
+    def warn_of_long_run(self, run: Run) -> None:
+        """Says so in the log and on the workflow, without holding it up."""
+        text = f"it has more than {LONG_RUN} steps, and each replay reads all of them; see continue_as_new"
+        log.warning("workflow %s (%s): %s", run.workflow_id, run.name, text)
+        telling = self.spawn(self._warn, run, text)
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    async def _warn(self, run: Run, text: str) -> None:
+        try:
+            await self._call(_calls.WARN, (run.workflow_id, run.lease, text))
+        except (WorkflowInterrupted, DurableError, psycopg.Error) as refused:
+            log.warning("workflow %s (%s): that cannot be stored: %s", run.workflow_id, run.name, refused)
 
     async def step_output(self, run: Run, name: str) -> str | None:
         rows = await self._call(_calls.STEP_RESULT, (run.workflow_id, name))
@@ -207,6 +235,15 @@ class ThreadEngine:
     def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         wait: float | None = on_loop(self._engine.loop, self._engine.fail_step(run, name, error, attempt, limit, retry))
         return wait
+
+    def publish(self, run: Run, key: str, value: str) -> None:
+        on_loop(self._engine.loop, self._engine.publish(run, key, value))
+
+    def continue_as_new(self, run: Run, input: str) -> None:
+        on_loop(self._engine.loop, self._engine.continue_as_new(run, input))
+
+    def warn_of_long_run(self, run: Run) -> None:
+        self._engine.loop.call_soon_threadsafe(self._engine.warn_of_long_run, run)
 
     def step_output(self, run: Run, name: str) -> str | None:
         output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))

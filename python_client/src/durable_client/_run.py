@@ -25,6 +25,17 @@ class WorkflowInterrupted(BaseException):
         self.reason = reason
 
 
+class Misfit(WorkflowInterrupted):
+    """The stored result of a step does not fit its type: the code has changed, and somebody has to look.
+
+    ``difference`` is the reason of the pause.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(None)
+        self.difference = difference
+
+
 @dataclass(frozen=True, slots=True)
 class StepInfo:
     """The step that the calling code is part of."""
@@ -44,6 +55,9 @@ class StepInfo:
         """True when the workflow was cancelled or taken away: a long step in a thread looks here and stops."""
         return self._interruption() is not None
 
+
+# A run with more steps gets a warning: each replay reads all of them.
+LONG_RUN = 10_000
 
 _current: ContextVar[StepInfo | None] = ContextVar("durable_step", default=None)
 

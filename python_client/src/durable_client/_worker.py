@@ -29,7 +29,7 @@ from ._engine import AsyncEngine, ThreadEngine
 from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
 from ._link import Link
 from ._outcome import error_json, for_owner, in_short, short_error_json
-from ._run import Run, WorkflowInterrupted
+from ._run import Misfit, Run, WorkflowInterrupted
 from ._schema import check_version
 from ._session import Session
 from ._threads import DaemonThreads
@@ -344,7 +344,23 @@ class Worker:
             run, WorkflowInterrupted(from_outcome(outcome, subject)) if outcome not in ("ok", "WF006") else None
         )
 
+    async def _suspend(self, run: Run, misfit: Misfit) -> None:
+        log.error("workflow %s (%s): paused: %s", run.workflow_id, run.name, misfit.difference)
+        try:
+            await self._engine.suspend(run, misfit.difference)
+        except WorkflowInterrupted as interrupted:
+            self._ended(run, interrupted)
+        except (DurableError, psycopg.Error) as refused:
+            self._fail((run, refused))
+        else:
+            self._ended(run, None)
+
     def _ended(self, run: Run, interrupted: WorkflowInterrupted | None) -> None:
+        if isinstance(interrupted, Misfit):
+            task = self._loop.create_task(self._suspend(run, interrupted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         if interrupted is not None and interrupted.reason is not None:
             log.warning("workflow %s (%s): stopped: %s", run.workflow_id, run.name, interrupted.reason.message)
         # While the worker stops, what it interrupted stays listed until it is given back.

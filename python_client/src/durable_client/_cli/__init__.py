@@ -12,7 +12,7 @@ from ._install import install
 from ._list import list_workflows
 from ._schedule import schedule
 from ._show import show
-from ._steer import cancel, retry
+from ._steer import cancel, fork, pause, resume, retry
 from ._worker import worker
 
 
@@ -35,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (install, worker, dev, enqueue, list_workflows, show, cancel, retry, schedule):
+for _command in (install, worker, dev, enqueue, list_workflows, show, cancel, pause, resume, retry, fork, schedule):
     cli.add_command(_command)
 
 

@@ -66,7 +66,7 @@ def enqueue(
     """
     if run_at is not None and delay is not None:
         raise click.UsageError("Give --run-at or --delay, not both.")
-    document = _read_input(input_json)
+    document = read_json(input_json, "'INPUT_JSON'")
     with connect_to_schema(dsn) as conn, translated():
         row = conn.execute(
             "select durable.enqueue(%s, %s::jsonb, %s, %s, %s,"
@@ -81,15 +81,15 @@ def enqueue(
         click.echo(f"Enqueued {workflow} as {row[0]}")
 
 
-def _read_input(text: str | None) -> str | None:
-    """The input as it was written, so that the database gets each number with all of its digits."""
+def read_json(text: str | None, hint: str) -> str | None:
+    """JSON, or - for standard input, as it was written: the database gets each number with all of its digits."""
     if text == "-":
         text = sys.stdin.read()
     if text is not None:
         try:
             json.loads(text, parse_constant=_refuse)
         except ValueError as error:
-            raise click.BadParameter(f"not valid JSON: {error}", param_hint="'INPUT_JSON'") from None
+            raise click.BadParameter(f"not valid JSON: {error}", param_hint=hint) from None
     return text
 
 

@@ -62,7 +62,8 @@ def list_workflows(
     A narrow terminal shows fewer columns; a pipe gets all of them, uncut.
 
     JSON: an array of objects with workflow_id, name, status, queue, key, priority, tags, attempt, failures, crashes,
-    max_attempts, error_message, created_at, started_at, completed_at, wake_at, deadline, timeout_seconds, worker.
+    max_attempts, error_message, created_at, started_at, completed_at, wake_at, deadline, timeout_seconds, worker,
+    paused_at, pause_reason, warning, forked_from, forked_at_step, continued_from, continued_as.
 
     \b
     Examples:
@@ -94,7 +95,9 @@ def list_workflows(
         rows = (
             conn.cursor(row_factory=dict_row)
             .execute(
-                "select w.workflow_id::text, w.name, w.status::text, w.queue, w.attempt, now() - w.created_at as age,"
+                "select w.workflow_id::text, w.name,"
+                " w.status || case when w.paused_at is not null then ', paused' else '' end as status,"
+                " w.queue, w.attempt, now() - w.created_at as age,"
                 " coalesce(w.completed_at, now()) - w.started_at as took, coalesce(w.key, '') as key,"
                 f" coalesce(left(w.error_message, {_ERROR_PREVIEW}), '') as error {source}".encode(),
                 values,

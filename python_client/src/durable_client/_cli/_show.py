@@ -20,6 +20,8 @@ _STEP_ORDER = "coalesce(s.completed_at, 'infinity'), s.started_at, s.step_name"
 
 _AS_JSON = f"""
   select json_build_object({WORKFLOW_JSON}, 'input', w.input, 'output', w.output, 'error', w.error,
+    'state', coalesce((select json_object_agg(p.key, p.value order by p.key)
+                       from durable.workflow_state p where p.workflow_id = w.workflow_id), '{{}}'),
     'steps', coalesce((select json_agg(json_build_object({_STEP_JSON}) order by {_STEP_ORDER})
                        from durable.workflow_steps s where s.workflow_id = w.workflow_id), '[]'))::text
   from durable.workflows w where w.workflow_id = %s""".encode()
@@ -27,12 +29,17 @@ _WORKFLOW = f"""
   select w.name, w.status::text, w.queue, coalesce(w.key, '') as key, w.priority, w.attempt, w.failures, w.max_attempts,
     w.crashes, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline, coalesce(w.worker, '') as worker,
     case when w.tags <> '{{}}' then left(w.tags::text, {PREVIEW + 1}) end as tags,
-    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error, now()
+    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error, now(),
+    w.paused_at, w.pause_reason, w.warning, w.forked_from, w.forked_at_step, w.continued_from, w.continued_as
   from durable.workflows w where w.workflow_id = %s""".encode()
 _STEPS = f"""
   select s.step_name, s.status::text, s.attempt, s.started_at, s.completed_at - s.started_at as took, s.retry_at,
     left(coalesce(s.error_message, s.output::text, ''), {PREVIEW}) as outcome
   from durable.workflow_steps s where s.workflow_id = %s order by {_STEP_ORDER}""".encode()
+
+_STATE = f"""
+  select p.key, p.published_at, left(coalesce(p.value::text, 'null'), {PREVIEW}) as value
+  from durable.workflow_state p where p.workflow_id = %s order by p.key""".encode()
 
 # The longest end of a traceback that a terminal is shown; -o json has all of it.
 _TRACE_LINES = 12
@@ -47,6 +54,9 @@ _STEP_COLUMNS = [
 ]
 
 
+_STATE_COLUMNS = [Column("PUBLISHED"), Column("AT", from_width=80), Column("VALUE", flexible=True)]
+
+
 @click.command()
 @click.argument("workflow_id", callback=_values.workflow_id, metavar="ID")
 @dsn_option
@@ -54,8 +64,9 @@ _STEP_COLUMNS = [
 def show(workflow_id: str, dsn: str | None, output: str) -> None:
     """Show one workflow with its steps.
 
-    JSON: an object with the fields of `durable list`, and input, output, error, and steps, an array of objects with
-    step_name, status, attempt, output, error, error_message, started_at, completed_at, retry_at, at_most_once.
+    JSON: an object with the fields of `durable list`, and input, output, error, state, an object of what it has
+    published, and steps, an array of objects with step_name, status, attempt, output, error, error_message,
+    started_at, completed_at, retry_at, at_most_once.
 
     \b
     Examples:
@@ -90,6 +101,9 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         ("Workflow", workflow_id),
         ("Name", row["name"]),
         ("Status", row["status"]),
+        ("Paused", moment(row["paused_at"], now)),
+        ("Because", row["pause_reason"]),
+        ("Warning", row["warning"]),
         ("Queue", row["queue"]),
         ("Priority", str(row["priority"] or "")),
         ("Key", row["key"]),
@@ -102,6 +116,9 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         ("Deadline", "" if ended else moment(row["deadline"], now)),
         ("Ended", moment(ended, now)),
         ("Took", duration(ended - row["started_at"]) if ended and row["started_at"] else ""),
+        ("Forked from", _lineage(row["forked_from"], row["forked_at_step"])),
+        ("Goes on from", _lineage(row["continued_from"])),
+        ("Goes on as", _lineage(row["continued_as"])),
         ("Input", preview(row["input"])),
         ("Output", preview(row["output"])),
         ("Error", _describe(row["error"])),
@@ -113,6 +130,17 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         print_table(_STEP_COLUMNS, [_step_row(step, now) for step in steps])
     else:
         click.echo("It has no steps." if ended else "No step is stored yet.")
+    published = cursor.execute(_STATE, [workflow_id]).fetchall()
+    if published:
+        click.echo()
+        print_table(
+            _STATE_COLUMNS,
+            [[each["key"], moment(each["published_at"], now), one_line(each["value"])] for each in published],
+        )
+
+
+def _lineage(workflow_id: Any, step: str | None = None) -> str:
+    return "" if workflow_id is None else f"{workflow_id}{'' if step is None else f', at {step}'}"
 
 
 def _step_row(step: dict[str, Any], now: datetime) -> list[str]:
