@@ -39,11 +39,11 @@ def fill(conn: Connection, size: int) -> None:
 def work(conn: Connection, turn: str) -> None:
     """Each hot call once or twice, with few rows of its own."""
     queue = f"queue {turn}"
-    ids = [enqueue(conn, queue=queue, key=f"{turn} {n}", max_attempts=3) for n in range(6)]
+    ids = [enqueue(conn, queue=queue, key=f"{turn} {n}", max_attempts=3) for n in range(8)]
     leases = {c.workflow_id: c.lease for c in claim(conn, "hot", 10, [queue])}
     held = [leases[i] for i in ids]
     call(conn, "checkpoint", ids[0], held[0], "s", {})
-    call(conn, "checkpoint_many", ids, held, ["t"] * 6, [{}] * 6)
+    call(conn, "checkpoint_many", ids, held, ["t"] * 8, [{}] * 8)
     call(conn, "begin_step", ids[0], held[0], "u")
     call(conn, "start_step", ids[0], held[0], "v")
     call(conn, "fail_step", ids[0], held[0], "x", {"message": "no"}, 1, 3)
@@ -51,9 +51,20 @@ def work(conn: Connection, turn: str) -> None:
     call(conn, "complete", ids[0], held[0], {})
     call(conn, "complete_many", ids[1:3], held[1:3], [{}, {}])
     call(conn, "flush", [ids[3]], [held[3]], ["z"], [{}], [1], [1], [ids[3]], [held[3]], [{}])
+    call(conn, "publish", ids[4], held[4], "k", {})
+    call(conn, "warn", ids[4], held[4], "slow")
     call(conn, "fail", ids[4], held[4], {"message": "no"}, "1 hour")
+    call(conn, "continue_as_new", ids[6], held[6], {})
+    call(conn, "suspend", ids[7], held[7], "look")
+    call(conn, "resume", ids[7])
+    call(conn, "pause", ids[7])
     call(conn, "release_many", [ids[5]], [held[5]])
     call(conn, "cancel", ids[5])
+    call(conn, "retry", ids[5])
+    call(conn, "retry_many", ids)
+    call(conn, "fork", ids[0], "t", outputs={"t": 1})
+    call(conn, "fork_many", ids, "t")
+    call(conn, "state", ids[4])
     call(conn, "status", ids[4])
     call(conn, "result", ids[0])
     call(conn, "history", ids[0])

@@ -168,7 +168,7 @@ $$;
 create function durable.retry(workflow_id uuid)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 begin
   if durable._retry(array[workflow_id]) = 0 then
     perform durable.status(workflow_id);
@@ -185,7 +185,7 @@ comment on function durable.retry(uuid) is
 create function durable.retry_many(workflow_ids uuid[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 begin
   perform durable._check_bulk(workflow_ids);
   return durable._retry(workflow_ids);

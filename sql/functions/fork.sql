@@ -11,7 +11,9 @@ declare
   v_now timestamptz := clock_timestamp();
   v_today date := (v_now at time zone 'UTC')::date;
   v_max bigint := durable._max_payload();
-  v_forks uuid[];
+  v_forks uuid[] := array_fill(null::uuid, array[cardinality(workflow_ids)]);
+  v_items bigint[];
+  v_new uuid[];
   v_queues text[];
 begin
   perform durable._require((jsonb_typeof(outputs) = 'object') is true, 'outputs must be a JSON object',
@@ -24,43 +26,43 @@ begin
   perform durable._provision_partitions(v_today, v_today + 1);
   perform pg_current_xact_id();
   with item as materialized (
-    select i.n, i.workflow_id, durable._new_id() as fork,
-      case when from_step is null then '-infinity' else coalesce(
-        (select c.completed_at from durable.checkpoints c
-         where c.workflow_id = i.workflow_id and c.step_name = _fork.from_step),
-        (select v_now from durable.open_steps o where o.workflow_id = i.workflow_id and o.step_name = _fork.from_step))
-      end as until
-    from unnest(_fork.workflow_ids) with ordinality as i(workflow_id, n)
-    where not exists (
+    select i.n, durable._new_id() as fork, w.*
+    from (
+      select i.n, i.workflow_id,
+        case when from_step is null then '-infinity' else coalesce(
+          (select c.completed_at from durable.checkpoints c
+           where c.workflow_id = i.workflow_id and c.step_name = _fork.from_step),
+          (select v_now from durable.open_steps o where o.workflow_id = i.workflow_id and o.step_name = _fork.from_step))
+        end as until
+      from unnest(_fork.workflow_ids) with ordinality as i(workflow_id, n)) i
+    cross join lateral (
+      select i.until, s.workflow_id, s.max_attempts, s.priority, s.timeout, s.name, s.queue, s.tags, s.input
+      from durable.workflows s where s.workflow_id = i.workflow_id) w
+    where i.until is not null and not exists (
       select from jsonb_object_keys(outputs) as k(step_name)
       where not exists (select from durable.workflow_steps s where s.workflow_id = i.workflow_id and s.step_name = k.step_name))
   ), forked as (
     insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
       timeout, name, queue, tags, input, forked_from, forked_at_step)
-    select i.fork, nextval('durable.ready_seq'), now(), w.max_attempts, w.priority, true, 'pending',
-      w.timeout, w.name, w.queue, w.tags, coalesce(_fork.input, w.input), w.workflow_id, _fork.from_step
-    from item i join durable.workflows w on w.workflow_id = i.workflow_id
-    where i.until is not null
-    order by i.n
-    returning workflow_id, queue
+    select i.fork, nextval('durable.ready_seq'), now(), i.max_attempts, i.priority, true, 'pending',
+      i.timeout, i.name, i.queue, i.tags, coalesce(_fork.input, i.input), i.workflow_id, _fork.from_step
+    from item i order by i.n
   ), copied as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
     select i.fork, c.started_at, c.completed_at, c.attempt, c.status, c.step_name, c.output, c.error
     from item i join durable.checkpoints c on c.workflow_id = i.workflow_id
     where c.completed_at < i.until and c.step_name is distinct from _fork.from_step and not outputs ? c.step_name
-      and i.fork in (select f.workflow_id from forked f)
   ), replaced as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output)
     select i.fork, c.started_at, coalesce(c.completed_at, v_now), coalesce(c.attempt, 1), 'completed', o.key, o.value
     from item i cross join jsonb_each(outputs) as o
     left join durable.checkpoints c on c.workflow_id = i.workflow_id and c.step_name = o.key
-    where i.fork in (select f.workflow_id from forked f)
   )
-  select array_agg((select i.fork from item i join forked f on f.workflow_id = i.fork where i.n = g.n) order by g.n),
-      (select array_agg(f.queue) from forked f)
-    into v_forks, v_queues
-  from generate_series(1, cardinality(_fork.workflow_ids)) as g(n);
+  select array_agg(i.n), array_agg(i.fork), array_agg(i.queue) into v_items, v_new, v_queues from item i;
   perform durable._ring_each(v_queues);
+  for i in 1 .. coalesce(cardinality(v_items), 0) loop
+    v_forks[v_items[i]] := v_new[i];
+  end loop;
   return v_forks;
 end
 $$;
@@ -70,7 +72,7 @@ create function durable.fork(
 )
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_fork uuid := (durable._fork(array[workflow_id], from_step, input, outputs))[1];
   v_missing text;
@@ -100,7 +102,7 @@ create function durable.fork_many(
 )
 returns setof uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 begin
   perform durable._check_bulk(workflow_ids);
   return query select unnest(durable._fork(workflow_ids, from_step, input, outputs));

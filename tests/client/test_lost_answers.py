@@ -7,10 +7,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
-from durable_client import AsyncContext, Context, Durable, Retry, WorkflowFailed, current_step
+from durable_client import (
+    AsyncContext,
+    Context,
+    Durable,
+    Retry,
+    WorkflowFailed,
+    _context,
+    _context_async,
+    _engine,
+    current_step,
+)
 
 from client.proxy import Proxy
 from client.workers import working
@@ -125,6 +136,81 @@ def test_06_after_a_lost_answer_to_a_failure_the_workflow_is_failed_once(
     assert proxy.lost == ["durable.fail_many("]
     assert ran == ["body", "body"]
     assert value(db.connect(), "select failures from durable.workflows") == 2
+
+
+@pytest.mark.parametrize("statement", ["durable.publish(", "durable.warn(", "durable.continue_as_new("])
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+def test_06_after_a_lost_answer_to_what_a_run_says_of_itself_it_is_said_once(
+    app: Durable,
+    lossy: Durable,
+    proxy: Proxy,
+    db: Database,
+    statement: str,
+    plain: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (_context, _context_async, _engine):
+        monkeypatch.setattr(module, "LONG_RUN", 1)
+
+    @lossy.step
+    def warned() -> None:
+        conn = db.connect()
+        while not value(conn, "select bool_or(warning is not null) from durable.workflows"):
+            time.sleep(0.01)
+
+    @lossy.workflow
+    async def run(ctx: AsyncContext, left: int) -> int:
+        await ctx.set("left", left)
+        if left:
+            await ctx.now()
+            await ctx.step(warned)
+            await ctx.continue_as_new(left - 1)
+        return left
+
+    @lossy.workflow
+    def plain_run(ctx: Context, left: int) -> int:
+        ctx.set("left", left)
+        if left:
+            ctx.now()
+            ctx.step(warned)
+            ctx.continue_as_new(left - 1)
+        return left
+
+    proxy.lose(statement)
+    handle = app.enqueue("plain_run" if plain else "run", 1)
+    with working(lossy):
+        assert handle.result(timeout=30) == 0
+    assert proxy.lost == [statement]
+    found = rows(
+        db.connect(),
+        "select status::text, attempt, warning is null as quiet from durable.workflows order by 1, created_at",
+    )
+    assert found == [("completed", 1, False), ("completed", 1, True)]
+    assert handle.state() == {"left": 1}
+
+
+def test_06_after_a_lost_answer_to_a_suspension_the_workflow_is_paused(
+    app: Durable, lossy: Durable, proxy: Proxy, db: Database
+) -> None:
+    @lossy.step
+    def number() -> UUID:
+        return UUID(int=1)
+
+    @lossy.workflow
+    async def run(ctx: AsyncContext) -> str:
+        return str(await ctx.step(number))
+
+    conn = db.connect()
+    handle = app.enqueue("run")
+    (claimed,) = call(conn, "claim", "before", ["default"], 1)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "number", {"n": 1})
+    call(conn, "leave", "before")
+    proxy.lose("durable.suspend(")
+    with working(lossy) as worker:
+        while not value(conn, "select paused_at is not null from durable.workflows") or worker._runs:
+            time.sleep(0.01)
+    assert proxy.lost == ["durable.suspend("]
+    assert handle.status() == "pending"
 
 
 @pytest.mark.parametrize("name", ["run", "plain_run"])
