@@ -36,6 +36,10 @@ async def ship(parcel: str) -> int:
 def launch() -> None: ...
 
 
+def look(order: Order) -> int | None:
+    return order.id
+
+
 def book(conn: psycopg.Connection[Any], parcel: str) -> int:
     return len(parcel)
 
@@ -59,6 +63,11 @@ def fulfil(ctx: Context, order: Order) -> int:
     ctx.step(pack)  # type: ignore[call-overload]
     ctx.step(pack, 5)  # type: ignore[call-overload]
     ctx.transaction(book)  # type: ignore[call-overload]
+    ctx.set("parcel", parcel)
+    if ctx.queue != "orders" or (found := look(order)) is None:
+        ctx.continue_as_new(Order(1))
+    # It does not return.
+    assert_type(found, int)
     return ctx.step(ship.options(timeout=5), parcel)
 
 
@@ -73,6 +82,10 @@ async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
     assert_type(await ctx.now(), datetime)
     assert_type(ctx.uuid(), UUID)
     await ctx.step(pack, "parcel")  # type: ignore[call-overload]
+    await ctx.set("parcel", parcel)
+    if ctx.queue != "orders" or (found := look(order)) is None:
+        await ctx.continue_as_new(Order(1))
+    assert_type(found, int)
     return await ctx.step(ship, parcel)
 
 
@@ -83,6 +96,10 @@ def ask() -> None:
     assert_type(handle.status(), str)
     assert_type(handle.steps(), list[StepRecord])
     assert_type(handle.cancel("no need"), bool)
+    assert_type(handle.pause("not yet"), bool)
+    assert_type(handle.resume(), bool)
+    assert_type(handle.state(), dict[str, Any])
+    assert_type(handle.fork("ship", input=Order(2), outputs={"pack": "1 True"}), Handle[int])
     assert_type(app.enqueue_many(fulfil, [Order(1)]), list[Handle[int]])
     assert_type(app.handle(handle.workflow_id, fulfil), Handle[int])
     assert_type(pack(Order(1)), str)
@@ -93,6 +110,7 @@ async def ask_async() -> None:
     handle = await app.aio.enqueue(fulfil, Order(1))
     assert_type(handle, AsyncHandle[int])
     assert_type(await handle.result(), int)
+    assert_type(await handle.fork(), AsyncHandle[int])
     assert_type(app.enqueue(fulfil_async, Order(1)).result(), int)
     assert_type((await app.aio.enqueue(fulfil_async, Order(1))), AsyncHandle[int])
     assert_type(await (await app.aio.enqueue(fulfil_async, Order(1))).result(), int)
