@@ -3,9 +3,10 @@ create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(0::smallint);
+  v_now timestamptz := clock_timestamp();
   v_queues text[];
 begin
-  if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= statement_timestamp()) then
+  if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= v_now) then
     return 0;
   end if;
   perform pg_current_xact_id();
@@ -14,7 +15,7 @@ begin
     set status = 'pending', wake_at = null, ready_seq = nextval('durable.ready_seq')
     where l.workflow_id = any(array(
       select d.workflow_id from durable.live_workflows d
-      where d.wake_at > v_after and d.wake_at <= statement_timestamp()
+      where d.wake_at > v_after and d.wake_at <= v_now
       order by d.wake_at limit max_workflows for update skip locked))
     returning l.queue
   )
@@ -29,13 +30,14 @@ create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(1::smallint);
+  v_now timestamptz := clock_timestamp();
   v_late record;
   v_error jsonb := jsonb_build_object(
     'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
 begin
   select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
     select l.workflow_id, l.worker_id from durable.live_workflows l
-    where l.deadline > v_after and l.deadline <= statement_timestamp()
+    where l.deadline > v_after and l.deadline <= v_now
     order by l.deadline limit max_workflows for update skip locked) d;
   if v_late.ids is null then
     return 0;
@@ -83,7 +85,8 @@ declare
   v_again boolean := false;
   v_next timestamptz;
   v_soon timestamptz := clock_timestamp() + interval '10 seconds';
-  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then clock_timestamp() end;
+  v_begin constant timestamptz := clock_timestamp();
+  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
@@ -136,7 +139,7 @@ begin
 
   v_next := least(
     -- Soon, but nine tenths of the time are for others.
-    case when v_again then clock_timestamp() + 9 * (clock_timestamp() - statement_timestamp()) end,
+    case when v_again then clock_timestamp() + 9 * (clock_timestamp() - v_begin) end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
