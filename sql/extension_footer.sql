@@ -13,3 +13,7 @@ select pg_catalog.pg_extension_config_dump('durable.schedules', '');
 select pg_catalog.pg_extension_config_dump('durable.schedule_firings', '');
 select pg_catalog.pg_extension_config_dump('durable.schedule_backfills', '');
 select pg_catalog.pg_extension_config_dump('durable.schedule_backfills_backfill_id_seq', '');
+select pg_catalog.pg_extension_config_dump('durable.waits', '');
+select pg_catalog.pg_extension_config_dump('durable.messages', '');
+select pg_catalog.pg_extension_config_dump('durable.messages_seq_seq', '');
+select pg_catalog.pg_extension_config_dump('durable.events', '');

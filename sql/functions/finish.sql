@@ -40,6 +40,10 @@ begin
     on conflict do nothing
   )
   select array_agg(f.workflow_id) into v_finished from finished f;
+  -- Whoever holds a lease does not wait.
+  if _finish.leases is null then
+    delete from durable.waits w where w.workflow_id = any(v_finished);
+  end if;
   return v_finished;
 end
 $$;

@@ -16,16 +16,18 @@ comment on view durable.workflows is
 
 create view durable.workflow_steps as
   select c.workflow_id, c.step_name, c.status, c.attempt, c.output, c.error, c.error ->> 'message' as error_message,
-    c.started_at, c.completed_at, null::timestamptz as retry_at, false as at_most_once
+    c.started_at, c.completed_at, null::timestamptz as retry_at, false as at_most_once,
+    null::timestamptz as wait_until, null::jsonb as waits_for
   from durable.checkpoints c
   union all
   select o.workflow_id, o.step_name, 'running'::durable.step_status, o.attempt, null, o.error, o.error ->> 'message',
-    o.started_at, null, o.retry_at, o.at_most_once
+    o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
   where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name);
 comment on view durable.workflow_steps is
-  'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once or have '
-  'been running for longer than a heartbeat. error is why the step, or its last attempt, failed.';
+  'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '
+  'have been running for longer than a heartbeat. error is why the step, or its last attempt, failed. waits_for are the '
+  'conditions of a wait, and wait_until is when it times out.';
 
 create function durable.status(workflow_id uuid)
 returns durable.workflow_status language plpgsql stable security definer

@@ -4,8 +4,9 @@
 --
 --     enqueue ──> pending ──claim──> running ──complete──> (moves to finished_workflows)
 --                    ^                  │ ├────fail, attempts left──> pending, due later
---                    ├──lease released──┘ └────fail, none left──────> (moves, failed)
---                    └──worker died───────────                  cancel, timeout: (moves) from any state
+--                    ├──lease released──┤ ├────fail, none left──────> (moves, failed)
+--                    ├──worker died─────┘ └────wait────> sleeping, waiting
+--                    └──its time, or what it waits for─────────┘    cancel, timeout: (moves) from any state
 --
 -- A row that is ready has a ready_seq, its place in line; a row that must wait has a wake_at instead, and gets a
 -- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
@@ -27,6 +28,7 @@ create table durable.live_workflows (
   started_at timestamptz,
   worker_id integer,
   failed_lease bigint,
+  parked_lease bigint,
   attempt integer not null default 1,
   failures integer not null default 0,
   crashes integer not null default 0,
@@ -74,7 +76,7 @@ create index live_workflows_deadline_idx on durable.live_workflows (deadline) wh
 comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
 comment on column durable.live_workflows.lease is 'Fencing token of the worker that runs it; every later call of that worker carries it.';
 comment on column durable.live_workflows.ready_seq is 'Place in line within queue and priority; null when it is not ready.';
-comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry or sleep.';
+comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry, sleep or the end of a wait.';
 comment on column durable.live_workflows.deadline is 'When its timeout ends it; set by the first claim.';
 comment on column durable.live_workflows.attempt is 'Which attempt this is, from 1; failures, crashes and retries add one.';
 comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
@@ -82,6 +84,8 @@ comment on column durable.live_workflows.crashes is 'Attempts that ended with th
 comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
 comment on column durable.live_workflows.failed_lease is
   'Lease under which the last attempt was reported as failed, so that the same report sent again is recognised.';
+comment on column durable.live_workflows.parked_lease is
+  'Lease under which it last began to wait, so that the same call sent again is recognised.';
 comment on column durable.live_workflows.error is 'What ended the last attempt, if it failed.';
 
 create table durable.finished_workflows (

@@ -14,6 +14,8 @@
      │    ├── StepInterrupted   WF008
      │    └── StepTimedOut      WF012
      ├── SchemaMismatch         WF011
+     ├── WorkflowEnded          WF013
+     ├── WaitTimedOut           WF014   raised inside a workflow by a wait
      └── ResultTimeout                  raised by Handle.result(timeout=…)
 
 The codes are the SQLSTATEs that the functions of the schema raise; ``from_database`` maps one to the other.
@@ -159,6 +161,18 @@ class SchemaMismatch(DurableError):
     code = "WF011"
 
 
+class WorkflowEnded(DurableError):
+    """A message was sent to a workflow that has ended."""
+
+    code = "WF013"
+
+
+class WaitTimedOut(DurableError, TimeoutError):
+    """What a workflow waited for did not come in time. The same is raised when the workflow is replayed."""
+
+    code = "WF014"
+
+
 class ResultTimeout(DurableError, TimeoutError):
     """The workflow did not end within the timeout of ``Handle.result()``; it goes on."""
 
@@ -167,6 +181,7 @@ _BY_CODE: dict[str, type[DurableError]] = {
     cls.code: cls
     for cls in (
         WorkflowNotFound, LeaseLost, KeyConflict, WorkflowCancelled, InvalidArgument, PayloadTooLarge, SchemaMismatch,
+        WorkflowEnded,
     )
     if cls.code
 }  # fmt: skip
