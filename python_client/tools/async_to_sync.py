@@ -32,6 +32,7 @@ REPLACEMENTS = [
     (r"\basyncio\.Future\b", "concurrent.futures.Future"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\bAwaitable\[(.+)\](?=:)", r"\1"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncEngine\b", "ThreadEngine"),
     (r"\bAsync(Client|Handle|Context|Connection|ConnectionPool|Cursor)\b", r"\1"),

@@ -10,10 +10,22 @@ import json
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import psycopg
-from durable_client import AsyncContext, Context, Durable, Retry, StepInterrupted, current_step
+from durable_client import (
+    AsyncContext,
+    Context,
+    Durable,
+    Event,
+    Message,
+    Retry,
+    StepInterrupted,
+    Timer,
+    WaitTimedOut,
+    current_step,
+)  # fmt: skip
 
 from client.journal import Journal
 
@@ -174,6 +186,103 @@ async def transferring(ctx: AsyncContext, names: list[str]) -> list[str]:
 @app.workflow
 def plain_transferring(ctx: Context, names: list[str]) -> list[str]:
     return [ctx.transaction(transfer_plain, name) for name in names]
+
+
+# Waiting.
+
+
+@app.step
+async def mark(*what: Any) -> None:
+    journal().note("mark", *what)
+    await journal().pass_by_async("-".join(map(str, what)))
+
+
+@app.step(name="mark")
+def mark_plain(*what: Any) -> None:
+    journal().note("mark", *what)
+    journal().pass_by("-".join(map(str, what)))
+
+
+@app.workflow
+async def sleeping(ctx: AsyncContext, given: list[Any]) -> None:
+    name, length = given
+    await ctx.step(mark, name, "before")
+    await ctx.sleep(length)
+    await ctx.step(mark, name, "after")
+
+
+@app.workflow
+def plain_sleeping(ctx: Context, given: list[Any]) -> None:
+    name, length = given
+    ctx.step(mark_plain, name, "before")
+    ctx.sleep(length)
+    ctx.step(mark_plain, name, "after")
+
+
+@app.workflow
+async def receiving(ctx: AsyncContext, given: list[Any]) -> list[Any]:
+    name, count = given
+    received = []
+    for _ in range(count):
+        received.append(await ctx.receive("mail"))
+        await ctx.step(mark, name, *received)
+    return received
+
+
+@app.workflow
+def plain_receiving(ctx: Context, given: list[Any]) -> list[Any]:
+    name, count = given
+    received = []
+    for _ in range(count):
+        received.append(ctx.receive("mail"))
+        ctx.step(mark_plain, name, *received)
+    return received
+
+
+@app.workflow
+async def hearing(ctx: AsyncContext, name: str) -> list[Any]:
+    heard = await ctx.wait_event("news")
+    await ctx.step(mark, name, heard)
+    return [name, heard]
+
+
+@app.workflow
+def plain_hearing(ctx: Context, name: str) -> list[Any]:
+    heard = ctx.wait_event("news")
+    ctx.step(mark_plain, name, heard)
+    return [name, heard]
+
+
+@app.workflow
+async def patient(ctx: AsyncContext, limit: str) -> str:
+    try:
+        await ctx.receive("mail", timeout=limit)
+    except WaitTimedOut:
+        await ctx.step(mark, "timed out")
+        return "timed out"
+    return "received"
+
+
+@app.workflow
+def plain_patient(ctx: Context, limit: str) -> str:
+    try:
+        ctx.receive("mail", timeout=limit)
+    except WaitTimedOut:
+        ctx.step(mark_plain, "timed out")
+        return "timed out"
+    return "received"
+
+
+@app.workflow
+async def visiting(ctx: AsyncContext) -> list[Any]:
+    """Every kind of wait, one after the other."""
+    await ctx.step(mark, "begin")
+    await ctx.sleep_until(await ctx.now() + timedelta(milliseconds=100))
+    seen = [await ctx.receive("mail"), await ctx.receive("mail"), await ctx.wait_event("news")]
+    seen += await ctx.wait_all(Message("mail"), Event("news"))
+    met = await ctx.wait_any(Message("none"), Timer("100ms"))
+    await ctx.step(mark, "end")
+    return [*seen, met.index]
 
 
 # Misbehaviour.

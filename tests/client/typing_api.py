@@ -11,7 +11,19 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from durable_client import AsyncContext, AsyncHandle, Context, Durable, Handle, Retry, StepRecord
+from durable_client import (
+    AsyncContext,
+    AsyncHandle,
+    Context,
+    Durable,
+    Event,
+    Handle,
+    Message,
+    Met,
+    Retry,
+    StepRecord,
+    Timer,
+)
 from typing_extensions import assert_type
 
 app = Durable()
@@ -53,6 +65,12 @@ def fulfil(ctx: Context, order: Order) -> int:
     assert_type(ctx.transaction(book_async, parcel), int)
     assert_type(ctx.submit(ship, parcel), concurrent.futures.Future[Any])
     assert_type(ctx.now(), datetime)
+    ctx.sleep("1 s")
+    assert_type(ctx.receive("topic", timeout="1 day"), Any)
+    assert_type(ctx.receive("topic", type=Order), Order)
+    assert_type(ctx.wait_event("event", type=Order), Order)
+    assert_type(ctx.wait_any(Message("topic"), Timer("1 day")), Met)
+    assert_type(ctx.wait_all(Event("event"), timeout=5), list[Any])
     assert_type(ctx.uuid(), UUID)
     assert_type(ctx.random(), float)
     assert_type(ctx.attempt, int)
@@ -71,6 +89,10 @@ async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
     assert_type(await ctx.transaction(book_async, parcel), int)
     assert_type(ctx.submit(ship, parcel), asyncio.Future[Any])
     assert_type(await ctx.now(), datetime)
+    await ctx.sleep("1 s")
+    assert_type(await ctx.receive("topic", type=Order), Order)
+    assert_type(await ctx.wait_any(Message("topic"), Timer("1 day")), Met)
+    assert_type(await ctx.wait_all(Event("event")), list[Any])
     assert_type(ctx.uuid(), UUID)
     await ctx.step(pack, "parcel")  # type: ignore[call-overload]
     return await ctx.step(ship, parcel)
@@ -83,6 +105,8 @@ def ask() -> None:
     assert_type(handle.status(), str)
     assert_type(handle.steps(), list[StepRecord])
     assert_type(handle.cancel("no need"), bool)
+    assert_type(handle.send("topic", Order(1), key="k"), bool)
+    assert_type(app.emit("event"), bool)
     assert_type(app.enqueue_many(fulfil, [Order(1)]), list[Handle[int]])
     assert_type(app.handle(handle.workflow_id, fulfil), Handle[int])
     assert_type(pack(Order(1)), str)

@@ -3,6 +3,7 @@
 from ._app import Durable
 from ._client import Client, Handle
 from ._client_async import AsyncClient, AsyncHandle
+from ._conditions import Event, Message, Met, Timer
 from ._context import Context
 from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
@@ -45,11 +46,14 @@ __all__ = [
     "DurableError",
     "EmbeddedPostgres",
     "EmbeddedPostgresError",
+    "Event",
     "Firing",
     "Handle",
     "InvalidArgument",
     "KeyConflict",
     "LeaseLost",
+    "Message",
+    "Met",
     "PayloadTooLarge",
     "RecoveryLimitExceeded",
     "ResultTimeout",
@@ -62,6 +66,7 @@ __all__ = [
     "StepInterrupted",
     "StepRecord",
     "StepTimedOut",
+    "Timer",
     "WaitTimedOut",
     "Worker",
     "Workflow",

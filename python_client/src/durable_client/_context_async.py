@@ -16,9 +16,12 @@ from uuid import UUID, uuid5
 
 from . import _codec
 from ._calls import StoredStep
+from ._conditions import Condition, Event, Message, Met, length, timestamp
+from ._conditions import encode as encode_conditions
 from ._definitions import Step, as_step
+from ._durations import Duration
 from ._engine import AsyncEngine
-from ._errors import DurableError, InvalidArgument, PayloadTooLarge, step_failed
+from ._errors import DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
 from ._run import Run, in_step
 
@@ -30,7 +33,14 @@ def _clock(run: Run) -> datetime:
     return run.database_now()
 
 
+async def _pause(length: float) -> None:
+    await asyncio.sleep(length)
+
+
 _NOW: Step[[Run], datetime] = Step(_clock, "now")
+_PAUSE: Step[[float], Any] = Step(_pause, "sleep")
+# A sleep shorter than this many seconds stays in the process.
+_SHORT = 1.0
 
 
 class AsyncContext:
@@ -86,7 +96,10 @@ class AsyncContext:
     def submit(self, step: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[Any]:
         """Starts a step beside the code that follows; its future gives the output."""
         known = as_step(step)
-        return self._engine.spawn(self._perform, known, self._name(known.name), self._invoke, args, kwargs)
+        name = self._name(known.name)
+        # Now, and not when its thread has started: what waits meanwhile must know of it.
+        self._run.active.add(name)
+        return self._engine.spawn(self._perform, known, name, self._invoke, args, kwargs)
 
     @overload
     def transaction(
@@ -109,6 +122,56 @@ class AsyncContext:
                 hint="Leave out at_most_once and timeout; statement_timeout limits its SQL.",
             )
         return self._perform(known, self._name(known.name), self._transact, args, kwargs)
+
+    def sleep(self, duration: Duration) -> Awaitable[None]:
+        """Sleeps so long, by the database's clock; ``"3 days"``, say. Survives crashes, and holds no worker meanwhile.
+
+        Less than a second is spent in the process, and after a crash once more.
+        """
+        seconds = length(duration)
+        if seconds < _SHORT:
+            return self._nap(self._name("sleep"), seconds)
+        return self._sleep(self._name("sleep"), seconds, None)
+
+    def sleep_until(self, at: datetime) -> Awaitable[None]:
+        """Sleeps until a time, which has a time zone, by the database's clock."""
+        return self._sleep(self._name("sleep"), None, timestamp(at))
+
+    @overload
+    def receive(self, topic: str, *, timeout: Duration | None = None) -> Awaitable[Any]: ...
+    @overload
+    def receive(self, topic: str, *, timeout: Duration | None = None, type: type[R]) -> Awaitable[R]: ...
+    def receive(self, topic: str, *, timeout: Duration | None = None, type: Any = None) -> Any:
+        """The next message of a topic that was sent to this workflow, as ``type`` if one is given. Waits for it.
+
+        Raises WaitTimedOut when none has come within ``timeout``, which counts from the first call, also after a crash.
+        """
+        return self._wait_for(f"receive:{topic}", Message(topic), timeout, type)
+
+    @overload
+    def wait_event(self, name: str, *, timeout: Duration | None = None) -> Awaitable[Any]: ...
+    @overload
+    def wait_event(self, name: str, *, timeout: Duration | None = None, type: type[R]) -> Awaitable[R]: ...
+    def wait_event(self, name: str, *, timeout: Duration | None = None, type: Any = None) -> Any:
+        """The payload of an event, as ``type`` if one is given. Waits until it is emitted, if it was not before.
+
+        Raises WaitTimedOut when it was not emitted within ``timeout``, which counts from the first call.
+        """
+        return self._wait_for(f"event:{name}", Event(name), timeout, type)
+
+    def wait_any(self, *conditions: Condition, timeout: Duration | None = None) -> Awaitable[Met]:
+        """Waits until one of the conditions is met; the first in the list that is. Takes the message of no other.
+
+        Raises WaitTimedOut when none was within ``timeout``.
+        """
+        return self._any_of(self._name("wait_any"), conditions, timeout)
+
+    def wait_all(self, *conditions: Condition, timeout: Duration | None = None) -> Awaitable[list[Any]]:
+        """Waits until all of the conditions are met, and returns their values in the order of the list.
+
+        Raises WaitTimedOut when they were not within ``timeout``; then it has taken no message.
+        """
+        return self._all_of(self._name("wait_all"), conditions, timeout)
 
     def now(self) -> Awaitable[datetime]:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
@@ -133,6 +196,16 @@ class AsyncContext:
 
     async def _perform(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
         run = self._run
+        run.active.add(name)
+        try:
+            return await self._attempt(step, name, how, args, kwargs)
+        finally:
+            run.active.discard(name)
+            if run.waits:
+                self._engine.step_ended(run)
+
+    async def _attempt(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
+        run = self._run
         attempt = 1
         if run.replay:
             stored = run.replay.get(name)
@@ -145,6 +218,8 @@ class AsyncContext:
                 await asyncio.sleep(stored.retry_in)
         while True:
             run.check()
+            if run.gate is not None:
+                await self._engine.pass_gate(run)
             if step.at_most_once:
                 known = await self._engine.start_step(run, name)
                 if known is not None:
@@ -181,14 +256,58 @@ class AsyncContext:
     async def _transact(self, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
         return await self._engine.transact(self._run, step, name, attempt, args, kwargs)
 
+    async def _nap(self, name: str, length: float) -> None:
+        await self._perform(_PAUSE, name, self._invoke, (length,), {})
+
+    async def _sleep(self, name: str, length: float | None, until: float | None) -> None:
+        await self._wait(name, "[]", "any", length, until)
+
+    async def _wait(self, name: str, conditions: str, mode: str, timeout: float | None, until: float | None) -> Any:
+        stored = self._run.replay.get(name)
+        if stored is not None and stored.status != "running":
+            return await self._stored_output(name, stored)
+        return await self._engine.wait(self._run, name, conditions, mode, timeout, until)
+
+    async def _met(self, name: str, conditions: tuple[Condition, ...], mode: str, timeout: Duration | None) -> Any:
+        limit = None if timeout is None else length(timeout)
+        output = await self._wait(name, encode_conditions(conditions), mode, limit, None)
+        if "timed_out" in output:
+            raise WaitTimedOut(
+                f"workflow {self.workflow_id}, step {name!r}: what it waits for did not come within {timeout}"
+            )
+        return output
+
+    def _wait_for(self, name: str, condition: Condition, timeout: Duration | None, kind: Any) -> Any:
+        return self._value_of(self._name(name), condition, timeout, kind)
+
+    async def _value_of(self, name: str, condition: Condition, timeout: Duration | None, kind: Any) -> Any:
+        value = (await self._met(name, (condition,), "any", timeout))["value"]
+        decode = None if kind is None else _codec.decoder(kind)
+        return _codec.decode(value, decode, f"workflow {self.workflow_id}, step {name!r}: what has come")
+
+    async def _any_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> Met:
+        if not conditions:
+            raise InvalidArgument("wait_any needs something to wait for", hint='For example Message("topic").')
+        output = await self._met(name, conditions, "any", timeout)
+        return Met(output["index"], conditions[output["index"]], output["value"])
+
+    async def _all_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> list[Any]:
+        if not conditions:
+            return []
+        values: list[Any] = (await self._met(name, conditions, "all", timeout))["values"]
+        return values
+
     async def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
+        return self._decode(step, name, await self._stored_output(name, stored))
+
+    async def _stored_output(self, name: str, stored: StoredStep) -> Any:
         if stored.error is not None:
             raise step_failed(self.workflow_id, name, stored.error)
         value = stored.output
         if stored.omitted:
             text = await self._engine.step_output(self._run, name)
             value = None if text is None else json.loads(text)
-        return self._decode(step, name, value)
+        return value
 
     def _outcome(self, step: Step[Any, Any], name: str, outcome: Stored) -> Any:
         if outcome.error is not None:

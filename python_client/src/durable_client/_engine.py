@@ -26,6 +26,7 @@ from ._retry import Retry
 from ._run import Run
 from ._transaction import run_transaction
 from ._transaction_async import run_transaction_async
+from ._waits import Waits
 from ._writer import Checkpoint, Writer
 
 
@@ -33,9 +34,11 @@ class AsyncEngine:
     """The calls of a step, awaited on the event loop."""
 
     def __init__(
-        self, dsn: str, writer: Writer, link: Link, threads: concurrent.futures.Executor, max_transactions: int
-    ) -> None:
+        self, dsn: str, writer: Writer, waits: Waits, link: Link, threads: concurrent.futures.Executor,
+        max_transactions: int,
+    ) -> None:  # fmt: skip
         self._writer = writer
+        self._waits = waits
         self._link = link
         self.threads = threads
         self.loop = asyncio.get_running_loop()
@@ -81,6 +84,21 @@ class AsyncEngine:
     def transact_here(self, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
         self.pool.open()
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
+
+    async def wait(
+        self, run: Run, name: str, conditions: str, mode: str, timeout: float | None, until: float | None
+    ) -> Any:
+        """The output of a wait, as decoded JSON; the workflow is parked while it lasts."""
+        return await self._waits.wait(run, name, conditions, mode, timeout, until)
+
+    async def pass_gate(self, run: Run) -> None:
+        """Returns when a step may begin: the workflow is not about to be parked."""
+        await self._waits.pass_gate(run)
+        run.check()
+
+    def step_ended(self, run: Run) -> None:
+        """A step has ended while the workflow waits for something, too."""
+        self._waits.settle(run)
 
     async def start_step(self, run: Run, name: str) -> Stored | None:
         """Returns None when the start is recorded, else what is known of the step: its outcome, or its start."""
@@ -199,6 +217,15 @@ class ThreadEngine:
         if step.is_async:
             return on_loop(self._engine.loop, self._engine.transact(run, step, name, attempt, args, kwargs))
         return self._engine.transact_here(run, step, name, attempt, args, kwargs)
+
+    def wait(self, run: Run, name: str, conditions: str, mode: str, timeout: float | None, until: float | None) -> Any:
+        return on_loop(self._engine.loop, self._engine.wait(run, name, conditions, mode, timeout, until))
+
+    def pass_gate(self, run: Run) -> None:
+        on_loop(self._engine.loop, self._engine.pass_gate(run))
+
+    def step_ended(self, run: Run) -> None:
+        self._engine.loop.call_soon_threadsafe(self._engine.step_ended, run)
 
     def start_step(self, run: Run, name: str) -> Stored | None:
         known: Stored | None = on_loop(self._engine.loop, self._engine.start_step(run, name))

@@ -206,7 +206,7 @@ def from_outcome(code: str, subject: str) -> DurableError:
         "WF001": "the workflow is not stored",
         "WF002": "the lease is lost",
         "WF004": "the workflow was cancelled",
-        "WF005": "the step name or the error is not valid",
+        "WF005": "the step name, the error or the wait is not valid",
         "WF006": "the payload is over the setting max_payload_bytes",
     }.get(code, code)
     return _BY_CODE.get(code, DurableError)(f"{subject}: {text}")
