@@ -182,6 +182,11 @@ def put_workflows_in_flight(conn: Connection) -> None:
     conn.execute("select durable.wait(%s, %s, 'mail', '[{\"message\": \"topic\"}]')", [waiting, lease])
     conn.execute("select durable.wait(%s, %s, 'news', '[{\"event\": \"news\"}]', '1 hour')", [waiting, lease])
     call(conn, "emit", "old news")
+    parent = enqueue(conn, queue="family")
+    lease = claim_one(conn, "two", queues=["family"]).lease
+    call(conn, "start_children", parent, lease, "children", "child", [{"v": 5}, {"v": 6}], max_parallel=1)
+    child = claim_one(conn, "two", queues=["family"])
+    call(conn, "complete", child.workflow_id, child.lease, {})
     call(conn, "configure", "lease", "2 minutes")
     call(conn, "schedule", "yearly", "@yearly", "report", {"v": 5}, "reports", overlap="queue_one")
     call(conn, "trigger_schedule", "yearly")
@@ -203,6 +208,7 @@ STORED = (
     "select * from durable.waits",
     "select * from durable.messages",
     "select * from durable.events",
+    "select * from durable.ended_children",
 )
 
 
@@ -258,6 +264,10 @@ def test_33_dump_and_restore_with_workflows_in_flight_lose_nothing(
     assert value(conn, "select durable.emit('old news')") is False
     assert value(conn, "select durable.emit('news')") is True
     assert claim_one(conn, "new worker", queues=["waiting"]).workflow_id
+    child = claim_one(conn, "new worker", queues=["family"])
+    call(conn, "complete", child.workflow_id, child.lease, {})
+    ended = rows(conn, "select distinct parent_id from durable.workflows where name = 'child' and status = 'completed'")
+    assert len(ended) == 1
     # Partitions that were restored and partitions that are new live side by side.
     assert isinstance(value(conn, "select durable.tick()")["partitions"], int)
 

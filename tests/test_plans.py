@@ -9,7 +9,7 @@ import pytest
 from clusters import Database
 from engine import Connection, call, claim, enqueue, rows, value
 
-TABLES = ("live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events")
+TABLES = ("live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "ended_children")
 
 
 def fill(conn: Connection, size: int) -> None:
@@ -68,6 +68,7 @@ def work(conn: Connection, turn: str) -> None:
     call(conn, "result", ids[0])
     call(conn, "history", ids[0])
     wait(conn, f"waiting {turn}")
+    join(conn, f"parents {turn}")
     call(conn, "tick")
 
 
@@ -87,6 +88,31 @@ def wait(conn: Connection, queue: str) -> None:
         call(conn, "send", ids[1], "topic")
         call(conn, "emit", queue)
     call(conn, "cancel", ids[2])
+
+
+def join(conn: Connection, queue: str) -> None:
+    """Children that are started, let in, joined and cancelled."""
+    enqueue(conn, queue=queue)
+    (held,) = claim(conn, "hot", 1, [queue])
+    ((first,),) = call(conn, "start_children", held.workflow_id, held.lease, "s", "child", [{}] * 4, max_parallel=2)
+    rows(
+        conn,
+        "select * from durable.wait(%s, %s, 'w', jsonb_build_array(jsonb_build_object('children', %s::uuid)))",
+        held.workflow_id, held.lease, first,
+    )  # fmt: skip
+    for _ in range(2):
+        children = claim(conn, "hot", 10, [queue])
+        ids, leases = [c.workflow_id for c in children], [c.lease for c in children]
+        call(conn, "complete_many", ids, leases, [{}] * len(ids))
+    (again,) = claim(conn, "hot", 10, [queue])
+    rows(
+        conn,
+        "select * from durable.wait(%s, %s, 'w', jsonb_build_array(jsonb_build_object('children', %s::uuid)))",
+        again.workflow_id, again.lease, first,
+    )  # fmt: skip
+    call(conn, "child_results", first)
+    call(conn, "start_children", again.workflow_id, again.lease, "t", "child", [{}] * 4)
+    call(conn, "cancel", again.workflow_id)
 
 
 def reads(conn: Connection) -> dict[str, Any]:

@@ -6,10 +6,10 @@ returns setof regprocedure language sql stable as $$
   where p.pronamespace = 'durable'::regnamespace and p.proname::text = any (case audience
     when 'client' then array['enqueue', 'enqueue_many', 'send', 'emit', 'cancel', 'retry', 'status', 'result', 'history',
       'cron_next', 'version', 'build']
-    when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'claim', 'complete', 'complete_many',
-      'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'recheck_waits', 'reclaim', 'recover',
-      'release_many', 'start_step', 'step_result', 'tick', 'wait', 'wait_many', 'version', 'build']
-    when 'observer' then array['cron_next', 'next_firings', 'status', 'result', 'history', 'step_result', 'version', 'build']
+    when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'child_results', 'claim', 'complete',
+      'complete_many', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'recheck_waits', 'reclaim', 'recover',
+      'release_many', 'start_children', 'start_step', 'step_result', 'tick', 'wait', 'wait_many', 'version', 'build']
+    when 'observer' then array['child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'step_result', 'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
       'enable_pg_cron', 'leave', 'next_firings', 'pause_schedule', 'recover', 'resume_schedule', 'retain', 'retry', 'schedule', 'tick',
       'trigger_schedule', 'unschedule', 'version']

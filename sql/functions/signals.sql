@@ -66,6 +66,8 @@ returns boolean language plpgsql stable as $$
 begin
   if kind = 'event' then
     return exists (select from durable.events e where e.event = subject);
+  elsif kind = 'children' then
+    return durable._unfinished_child(subject::uuid) is null;
   end if;
   return exists (
     select from durable.messages m
@@ -85,11 +87,15 @@ declare
   v_running xid8[] := array(select x from pg_snapshot_xip(v_last) as x);
   v_receivers uuid[];
   v_events text[];
+  v_ended_xids xid8[];
+  v_ended_seqs bigint[];
+  v_parents uuid[];
   v_ids uuid[];
   v_late uuid[];
   v_woken uuid[];
 begin
-  if v_last::text = v_now::text and not exists (select from durable.late_wakes) then
+  if v_last::text = v_now::text and not exists (select from durable.late_wakes)
+    and not exists (select from durable.ended_children) then
     return 0;
   end if;
   v_receivers := array(
@@ -100,6 +106,8 @@ begin
     select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
     union all
     select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
+  select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
+  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
   -- Arrays and no joins, which might be made by reading all waits.
   v_ids := array(
     select w.workflow_id from durable.waits w
@@ -112,6 +120,9 @@ begin
     where w.workflow_id = any(v_receivers) and w.kind = 'message' and durable._has_come('message', w.subject, w.workflow_id)
     union
     select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = any(v_events)
+    union
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_parents) and w.kind = 'children' and durable._has_come('children', w.subject, w.workflow_id)
     limit max_workflows);
   v_late := array(select i.workflow_id from durable.late_wakes i limit max_workflows);
   v_woken := durable._wake(v_ids || v_late);
@@ -124,7 +135,12 @@ begin
   where i.workflow_id = any(v_late) and (i.workflow_id = any(v_woken) or not exists (
     select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.status = 'waiting'));
 
+  if v_ended_seqs is not null then
+    perform durable._let_in(v_ended_xids, v_ended_seqs);
+  end if;
   if cardinality(v_ids) < max_workflows then
+    -- What is left to be let in stays for the next tick.
+    delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
     insert into durable.wake_marks as m (seen) values (v_now)
     on conflict on constraint wake_marks_pkey do update set seen = excluded.seen;
   end if;

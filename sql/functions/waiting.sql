@@ -26,6 +26,10 @@ begin
       if (jsonb_typeof(v_condition -> 'event') = 'string' and char_length(v_condition ->> 'event') between 1 and 400) is not true then
         return null;
       end if;
+    elsif v_condition ? 'children' then
+      if (v_condition ->> 'children' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{6}0{6}$') is not true then
+        return null;
+      end if;
     elsif v_condition ? 'timer' and jsonb_typeof(v_condition -> 'timer') = 'number'
       and (v_condition ->> 'timer')::numeric between 0 and 3155760000 then
       v_condition := jsonb_build_object('timer_at', coalesce((v_known ->> 'timer_at')::numeric,
@@ -74,6 +78,12 @@ begin
     elsif v_condition ? 'event' then
       select e.payload into v_value from durable.events e where e.event = v_condition ->> 'event';
       v_come := found;
+    elsif v_condition ? 'children' then
+      if not durable._is_child((v_condition ->> 'children')::uuid, p_workflow_id) then
+        return jsonb_build_object('unknown', true);
+      end if;
+      v_come := durable._has_come('children', v_condition ->> 'children', p_workflow_id);
+      v_value := case when v_come then durable._children_value((v_condition ->> 'children')::uuid) end;
     else
       v_time := (v_condition ->> 'timer_at')::numeric;
       v_come := v_time <= extract(epoch from p_at);
@@ -167,7 +177,9 @@ begin
       v_outcomes[v_item.n] := 'waiting';
     else
       v_look := case when v_timed <> '[]' then durable._look(v_item.workflow_id, v_timed, v_item.known_mode, v_now) end;
-      if v_look ? 'output' and v_look -> 'seqs' <> '[]' and v_taker = v_item.workflow_id then
+      if v_look ? 'unknown' then
+        v_outcomes[v_item.n] := 'WF005';
+      elsif v_look ? 'output' and v_look -> 'seqs' <> '[]' and v_taker = v_item.workflow_id then
         -- Another wait of the same workflow takes a message in this call; this one may be after the same.
         v_outcomes[v_item.n] := 'waiting';
       elsif v_look ? 'output' or v_until <= v_now then
@@ -299,8 +311,8 @@ begin
   if v_result.outcome = 'WF005' then
     perform durable._raise('WF005', format('workflow %s, step %L: the wait is not valid', workflow_id, step_name),
       'Nothing was changed.',
-      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"timer": seconds} or {"timer_at": '
-      'seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
+      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, {"timer": seconds} '
+      'or {"timer_at": seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
       'step name has 1 to 500 characters.');
   elsif v_result.outcome like 'WF%' then
     perform durable._raise_outcome(v_result.outcome, workflow_id, lease, step_name);
@@ -312,11 +324,12 @@ begin
 end
 $$;
 comment on function durable.wait(uuid, bigint, text, jsonb, interval, timestamptz, text, boolean) is
-  'Waits, as a step of a workflow, for any or all (mode) of the conditions: [{"message": topic}, {"event": name}, {"timer": '
-  'seconds}, {"timer_at": seconds since 1970}]. Without conditions it sleeps. timeout, or until, ends it by the database''s clock; '
+  'Waits, as a step of a workflow, for any or all (mode) of the conditions: [{"message": topic}, {"event": name}, {"children": what '
+  'durable.start_children() returned}, {"timer": seconds}, {"timer_at": seconds since 1970}]. Without conditions it sleeps. timeout, or until, ends it by the database''s clock; '
   'the times of the first call stand, whatever later ones say. outcome is ok when the conditions are met: output is {"index": '
   'which (from 0), "value": payload} for any, {"values": [payloads]} for all, null for a sleep; messages are received in the same '
-  'statement. timeout: output is {"timed_out": true}. exists: it was over before, and output is what was stored. parked: the '
+  'statement. The value of children is {"children": how many, "failed": {place from 0: {"status", "error"}}, "outputs": [those '
+  'of all, in order]}, where outputs is left out when they are large: durable.child_results() has them. timeout: output is {"timed_out": true}. exists: it was over before, and output is what was stored. parked: the '
   'lease is given up, and the workflow is in line again when it is time to make the same call again; until then it holds '
   'nothing. With park => false it keeps the lease, and the outcome is waiting: ask again later, as also when another '
   'transaction holds the workflow. Sending it again is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 '
@@ -332,5 +345,5 @@ begin
 end
 $$;
 comment on function durable.recheck_waits(uuid[]) is
-  'Looks once more at workflows that were just parked, and puts those in line whose message or event came at that very moment; '
+  'Looks once more at workflows that were just parked, and puts those in line whose message, event or child''s end came at that very moment; '
   'returns how many. Call it after the parking is committed, so that nothing has to wait for the next durable.tick().';

@@ -2,5 +2,7 @@
 -- workflows that it wakes all that time.
 create constraint trigger messages_wake after insert on durable.messages
   deferrable initially deferred for each row execute function durable._wake_receiver();
+create constraint trigger ended_children_wake after insert on durable.ended_children
+  deferrable initially deferred for each row execute function durable._wake_parents();
 create constraint trigger events_wake after insert on durable.events
   deferrable initially deferred for each row execute function durable._wake_waiters();

@@ -15,12 +15,12 @@ create table durable.waits (
   subject text not null,
   xid xid8 not null default pg_current_xact_id(),
   constraint waits_pkey primary key (workflow_id, kind, subject),
-  constraint waits_kind check (kind in ('message', 'event'))
+  constraint waits_kind check (kind in ('message', 'event', 'children'))
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 create index waits_event_idx on durable.waits (subject) where kind = 'event';
 create index waits_xid_idx on durable.waits (xid);
-comment on table durable.waits is 'What may wake each waiting workflow: one row for each message topic or event.';
-comment on column durable.waits.kind is 'message (subject is the topic) or event (subject is its name).';
+comment on table durable.waits is 'What may wake each waiting workflow: one row for each message topic, event or group of children.';
+comment on column durable.waits.kind is 'message (subject is the topic), event (subject is its name) or children (subject is the id of the first).';
 comment on column durable.waits.xid is 'The transaction that began to wait; see the comment in sql/tables/waiting.sql.';
 
 create table durable.messages (

@@ -20,6 +20,7 @@
 
 create table durable.live_workflows (
   workflow_id uuid not null,
+  parent_id uuid,
   lease bigint,
   ready_seq bigint,
   wake_at timestamptz,
@@ -35,6 +36,7 @@ create table durable.live_workflows (
   max_attempts integer not null default 1,
   priority smallint not null default 0,
   replay boolean not null default false,
+  limited boolean,
   status durable.workflow_status not null,
   timeout interval,
   name text not null,
@@ -71,9 +73,14 @@ create index live_workflows_ready_idx on durable.live_workflows (queue, priority
 -- Recovery reads what a dead worker holds.
 create index live_workflows_held_idx on durable.live_workflows (worker_id) where worker_id is not null;
 create index live_workflows_wake_idx on durable.live_workflows (wake_at) where wake_at is not null;
+-- Cancellation reads the children of a workflow.
+create index live_workflows_parent_idx on durable.live_workflows (parent_id) where parent_id is not null;
 create index live_workflows_deadline_idx on durable.live_workflows (deadline) where deadline is not null;
 
 comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
+comment on column durable.live_workflows.parent_id is 'The workflow that started it and is told of its end; null for most.';
+comment on column durable.live_workflows.limited is
+  'True for a child whose end lets in a sibling that max_parallel holds back; one that is held back has a wake_at of infinity.';
 comment on column durable.live_workflows.lease is 'Fencing token of the worker that runs it; every later call of that worker carries it.';
 comment on column durable.live_workflows.ready_seq is 'Place in line within queue and priority; null when it is not ready.';
 comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry, sleep or the end of a wait.';
@@ -90,6 +97,7 @@ comment on column durable.live_workflows.error is 'What ended the last attempt, 
 
 create table durable.finished_workflows (
   workflow_id uuid not null,
+  parent_id uuid,
   lease bigint,
   created_at timestamptz not null,
   started_at timestamptz,
