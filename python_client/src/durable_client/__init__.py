@@ -1,6 +1,8 @@
 """Durable workflows in Python on nothing but Postgres."""
 
 from ._app import Durable
+from ._child import Child
+from ._child_async import AsyncChild
 from ._client import Client, Handle
 from ._client_async import AsyncClient, AsyncHandle
 from ._conditions import Event, Message, Met, Timer
@@ -9,6 +11,7 @@ from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
 from ._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from ._errors import (
+    ChildFailed,
     DurableError,
     InvalidArgument,
     KeyConflict,
@@ -36,10 +39,13 @@ from ._version import __version__
 from ._worker import Worker
 
 __all__ = [
+    "AsyncChild",
     "AsyncClient",
     "AsyncContext",
     "AsyncHandle",
     "BackfillStep",
+    "Child",
+    "ChildFailed",
     "Client",
     "Context",
     "Durable",

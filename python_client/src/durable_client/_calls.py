@@ -49,6 +49,11 @@ WAIT = (
     " (select array_agg(to_timestamp(u) order by n) from unnest(%s::float8[]) with ordinality as t(u, n)),"
     " %s::text[], %s::boolean[])"
 )
+START_CHILDREN = (
+    "select durable.start_children(%s, %s, %s, %s, %s::jsonb[], %s, %s, %s, %s,"
+    " make_interval(secs => %s), %s::jsonb)::text"
+)
+CHILD_RESULTS = "select output::text from durable.child_results(%s)"
 RECHECK = "select durable.recheck_waits(%s::uuid[])"
 SEND = "select durable.send(%s, %s, %s::jsonb, %s)"
 EMIT = "select durable.emit(%s, %s::jsonb)"

@@ -53,7 +53,17 @@ class Timer:
             timestamp(self.at)
 
 
-Condition = Message | Event | Timer
+class ChildEnd:
+    """The end of a child, however it ended. Its value is None; the ``result()`` of the child is then at hand."""
+
+    def __init__(self, workflow_id: str) -> None:
+        self.workflow_id = workflow_id
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.workflow_id!r})"
+
+
+Condition = Message | Event | Timer | ChildEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,11 @@ class Met:
     index: int
     condition: Condition
     value: Any
+
+
+def value_of(condition: Condition, value: Any) -> Any:
+    """The value of a condition that was met, by what the wait ended with."""
+    return None if isinstance(condition, ChildEnd) else value
 
 
 def length(duration: Duration) -> float:
@@ -94,11 +109,14 @@ def _plain(condition: Condition) -> dict[str, Any]:
         return {"message": condition.topic}
     if isinstance(condition, Event):
         return {"event": condition.name}
+    if isinstance(condition, ChildEnd):
+        return {"children": condition.workflow_id}
     if isinstance(condition, Timer):
         if condition.at is not None:
             return {"timer_at": timestamp(condition.at)}
         assert condition.after is not None
         return {"timer": length(condition.after)}
     raise InvalidArgument(
-        f"{condition!r} is not something to wait for", hint="Pass Message(topic), Event(name) or Timer(duration)."
+        f"{condition!r} is not something to wait for",
+        hint="Pass Message(topic), Event(name), Timer(duration) or a child.",
     )

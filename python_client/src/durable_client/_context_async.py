@@ -9,19 +9,20 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid5
 
-from . import _codec
+from . import _children, _codec
 from ._calls import StoredStep
-from ._conditions import Condition, Event, Message, Met, length, timestamp
+from ._child_async import AsyncChild
+from ._conditions import Condition, Event, Message, Met, length, timestamp, value_of
 from ._conditions import encode as encode_conditions
-from ._definitions import Step, as_step
+from ._definitions import Step, Workflow, as_step
 from ._durations import Duration
 from ._engine import AsyncEngine
-from ._errors import DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
+from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
 from ._run import Run, in_step
 
@@ -173,6 +174,45 @@ class AsyncContext:
         """
         return self._all_of(self._name("wait_all"), conditions, timeout)
 
+    def start(self, workflow: Workflow[..., R] | str, input: Any = None, **options: Any) -> Awaitable[AsyncChild[R]]:
+        """Starts a child: a workflow that is cancelled with this one, and otherwise lives on its own.
+
+        It is a step: a replay gets the same child. ``options`` are ``queue``, ``priority``, ``max_attempts``,
+        ``timeout`` and ``tags``, as for ``Durable.enqueue``; for a child that is given by its name, queue and
+        priority are those of this workflow.
+        """
+        return self._start_one(self._name(f"start:{_children.name_of(workflow)}"), workflow, input, options)
+
+    def run(self, workflow: Workflow[..., R] | str, input: Any = None, **options: Any) -> Awaitable[R]:
+        """Starts a child, waits for its end and returns its output; holds no worker meanwhile.
+
+        Raises ChildFailed when it failed or was cancelled. ``options`` are those of ``start``.
+        """
+        return self._run_one(self._name(f"run:{_children.name_of(workflow)}"), workflow, input, options)
+
+    @overload
+    def map(
+        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        return_failures: Literal[False] = False, **options: Any,
+    ) -> Awaitable[list[R]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        return_failures: Literal[True], **options: Any,
+    ) -> Awaitable[list[R | ChildFailed]]: ...  # fmt: skip
+    def map(
+        self, workflow: Any, items: Iterable[Any], *, max_parallel: int | None = None, return_failures: bool = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """Starts a child for each item, at most a million, waits until all have ended and returns their outputs in the
+        order of the items; holds no worker meanwhile. At most ``max_parallel`` of them are under way at a time.
+
+        Raises the first ChildFailed in the order of the items, when all have ended. With ``return_failures`` it raises
+        none, and returns them in the places of the outputs. ``options`` are those of ``start``.
+        """
+        name = self._name(f"map:{_children.name_of(workflow)}")
+        return self._map(name, workflow, list(items), return_failures, {**options, "max_parallel": max_parallel})
+
     def now(self) -> Awaitable[datetime]:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
         time: Awaitable[datetime] = self._perform(_NOW, self._name("now"), self._invoke, (self._run,), {})
@@ -269,8 +309,11 @@ class AsyncContext:
         return await self._engine.wait(self._run, name, conditions, mode, timeout, until)
 
     async def _met(self, name: str, conditions: tuple[Condition, ...], mode: str, timeout: Duration | None) -> Any:
+        return await self._met_json(name, encode_conditions(conditions), mode, timeout)
+
+    async def _met_json(self, name: str, conditions: str, mode: str, timeout: Duration | None) -> Any:
         limit = None if timeout is None else length(timeout)
-        output = await self._wait(name, encode_conditions(conditions), mode, limit, None)
+        output = await self._wait(name, conditions, mode, limit, None)
         if "timed_out" in output:
             raise WaitTimedOut(
                 f"workflow {self.workflow_id}, step {name!r}: what it waits for did not come within {timeout}"
@@ -289,13 +332,72 @@ class AsyncContext:
         if not conditions:
             raise InvalidArgument("wait_any needs something to wait for", hint='For example Message("topic").')
         output = await self._met(name, conditions, "any", timeout)
-        return Met(output["index"], conditions[output["index"]], output["value"])
+        condition = conditions[output["index"]]
+        return Met(output["index"], condition, value_of(condition, output["value"]))
 
     async def _all_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> list[Any]:
         if not conditions:
             return []
-        values: list[Any] = (await self._met(name, conditions, "all", timeout))["values"]
-        return values
+        values = (await self._met(name, conditions, "all", timeout))["values"]
+        return [value_of(condition, value) for condition, value in zip(conditions, values, strict=True)]
+
+    async def _start_one(
+        self, name: str, workflow: Workflow[..., R] | str, input: Any, options: dict[str, Any]
+    ) -> AsyncChild[R]:
+        group = await self._start(name, workflow, [input], options)
+        return AsyncChild(group.first, lambda timeout: self._join_one(self._name(f"{name}/result"), group, timeout))
+
+    async def _run_one(self, name: str, workflow: Workflow[..., R] | str, input: Any, options: dict[str, Any]) -> R:
+        group = await self._start(name, workflow, [input], options)
+        result: R = await self._join_one(f"{name}/result", group, None)
+        return result
+
+    async def _map(
+        self, name: str, workflow: Workflow[..., Any] | str, items: list[Any], return_failures: bool,
+        options: dict[str, Any],
+    ) -> list[Any]:  # fmt: skip
+        if not items:
+            return []
+        group = await self._start(name, workflow, items, options)
+        results = await self._join(f"{name}/result", group, None)
+        failure = _children.first_failure(results)
+        if failure is not None and not return_failures:
+            raise failure
+        return results
+
+    async def _start(
+        self, name: str, workflow: Workflow[..., Any] | str, inputs: list[Any], options: dict[str, Any]
+    ) -> _children.Group:
+        run = self._run
+        stored = run.replay.get(name)
+        if stored is not None and stored.status != "running":
+            return _children.Group((await self._stored_output(name, stored))["first"], workflow)
+        parameters = _children.start_parameters(workflow, inputs, **options)
+        run.active.add(name)
+        try:
+            run.check()
+            if run.gate is not None:
+                await self._engine.pass_gate(run)
+            return _children.Group(await self._engine.start_children(run, name, parameters), workflow)
+        finally:
+            run.active.discard(name)
+            if run.waits:
+                self._engine.step_ended(run)
+
+    async def _join_one(self, name: str, group: _children.Group, timeout: Duration | None) -> Any:
+        (result,) = await self._join(name, group, timeout)
+        failure = _children.first_failure([result])
+        if failure is not None:
+            raise failure
+        return result
+
+    async def _join(self, name: str, group: _children.Group, timeout: Duration | None) -> list[Any]:
+        value = (await self._met_json(name, group.condition, "any", timeout))["value"]
+        outputs = value.get("outputs")
+        if outputs is None:
+            texts = await self._engine.child_outputs(group.first)
+            outputs = [None if text is None else json.loads(text) for text in texts]
+        return group.results(value, outputs)
 
     async def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
         return self._decode(step, name, await self._stored_output(name, stored))

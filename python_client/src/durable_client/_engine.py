@@ -122,6 +122,15 @@ class AsyncEngine:
         wait: float | None = rows[0][0]
         return wait
 
+    async def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
+        """The id of the first child, also when the step was done before."""
+        rows = await self._call(_calls.START_CHILDREN, (run.workflow_id, run.lease, name, *parameters))
+        first: str = rows[0][0]
+        return first
+
+    async def child_outputs(self, first: str) -> list[str | None]:
+        return [output for (output,) in await self._call(_calls.CHILD_RESULTS, (first,))]
+
     async def step_output(self, run: Run, name: str) -> str | None:
         rows = await self._call(_calls.STEP_RESULT, (run.workflow_id, name))
         output: str | None = rows[0][1]
@@ -234,6 +243,14 @@ class ThreadEngine:
     def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         wait: float | None = on_loop(self._engine.loop, self._engine.fail_step(run, name, error, attempt, limit, retry))
         return wait
+
+    def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
+        first: str = on_loop(self._engine.loop, self._engine.start_children(run, name, parameters))
+        return first
+
+    def child_outputs(self, first: str) -> list[str | None]:
+        outputs: list[str | None] = on_loop(self._engine.loop, self._engine.child_outputs(first))
+        return outputs
 
     def step_output(self, run: Run, name: str) -> str | None:
         output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))

@@ -9,7 +9,8 @@
      ├── PayloadTooLarge        WF006
      ├── WorkflowFailed         WF007   raised by Handle.result()
      │    ├── RecoveryLimitExceeded  WF009
-     │    └── WorkflowTimedOut       WF010
+     │    ├── WorkflowTimedOut       WF010
+     │    └── ChildFailed            raised inside a workflow by a child of it
      ├── StepFailed             WF007   raised inside a workflow by the step that failed
      │    ├── StepInterrupted   WF008
      │    └── StepTimedOut      WF012
@@ -124,6 +125,19 @@ class WorkflowTimedOut(WorkflowFailed):
     """The timeout of the workflow passed before it ended."""
 
     code = "WF010"
+
+
+class ChildFailed(WorkflowFailed):
+    """A child of this workflow failed or was cancelled: ``status`` says which, and ``workflow_id`` names the child.
+
+    The same is raised when the workflow is replayed, also when the child was retried since.
+    """
+
+    def __init__(self, workflow_id: str, status: str, error: dict[str, Any]) -> None:
+        super().__init__(workflow_id, error)
+        self.status = status
+        if status == "cancelled":
+            self.message = f"workflow {workflow_id} was cancelled: {error.get('message', '')}"
 
 
 class StepFailed(_Failure):
