@@ -41,7 +41,7 @@ begin
   select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
-  return jsonb_build_object('children', v_all.count, 'failed', (
+  return jsonb_build_object('first', first_id, 'children', v_all.count, 'failed', (
       select coalesce(jsonb_object_agg(('x' || right(f.workflow_id::text, 6))::bit(24)::integer, jsonb_build_object(
         'status', f.status, 'error', case when v_all.error_size <= v_most then f.error else jsonb_build_object(
           'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end)), '{}')
@@ -119,11 +119,8 @@ comment on function
 
 create function durable.child_results(first_id uuid)
 returns table (workflow_id uuid, status durable.workflow_status, output jsonb, error jsonb)
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
-#variable_conflict use_column
-begin
-  return query
   select f.workflow_id, f.status, f.output, f.error from durable.finished_workflows f
   where f.workflow_id >= child_results.first_id and f.workflow_id <= durable._child_id(child_results.first_id)
     and f.parent_id is not null
@@ -131,15 +128,28 @@ begin
   select l.workflow_id, l.status, null, l.error from durable.live_workflows l
   where l.workflow_id >= child_results.first_id and l.workflow_id <= durable._child_id(child_results.first_id)
     and l.parent_id is not null
-  order by 1;
-  if not found then
-    perform durable._raise_not_found(child_results.first_id);
-  end if;
-end
+  order by 1
 $$;
 comment on function durable.child_results(uuid) is
   'The children that one call of durable.start_children() started, by what it returned: one row for each, in the order of the '
-  'inputs, also for those that have not ended. Errors: WF001 no such child.';
+  'inputs, also for those that have not ended. No row when there are none, or none any more.';
+
+-- What the next attempt must run again when a wait for children ended the last one, as their failure: those that failed. It
+-- waits for all of them anew.
+create function durable._retry_children(workflow_id uuid, error jsonb)
+returns void language plpgsql as $$
+declare
+  v_first uuid;
+begin
+  delete from durable.checkpoints c
+  where c.workflow_id = _retry_children.workflow_id and c.step_name = _retry_children.error ->> 'step'
+    and c.output #> '{value,failed}' <> '{}'
+    and durable._is_child((c.output #>> '{value,first}')::uuid, _retry_children.workflow_id)
+  returning (c.output #>> '{value,first}')::uuid into v_first;
+  perform durable.retry(f.workflow_id) from durable.finished_workflows f
+  where f.workflow_id >= v_first and f.workflow_id <= durable._child_id(v_first) and f.status <> 'completed';
+end
+$$;
 
 -- Lets in as many children that max_parallel holds back as have ended, and leaves what it could not do for the tick: others
 -- may hold their rows.

@@ -46,6 +46,7 @@ begin
   end if;
   -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
   perform durable._forget_failed_steps(workflow_id, v_row.error);
+  perform durable._retry_children(workflow_id, v_row.error);
   perform pg_current_xact_id();
   insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts, priority, replay,
     status, timeout, name, queue, key, tags, input)
@@ -57,5 +58,5 @@ begin
 end
 $$;
 comment on function durable.retry(uuid) is
-  'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again, also one that runs at most once. Failures, crashes and '
+  'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again, also one that runs at most once, and so do the children whose failure it was. Failures, crashes and '
   'the timeout count anew. Returns false when it is neither failed nor cancelled. Errors: WF001 workflow not found.';

@@ -328,7 +328,7 @@ comment on function durable.wait(uuid, bigint, text, jsonb, interval, timestampt
   'durable.start_children() returned}, {"timer": seconds}, {"timer_at": seconds since 1970}]. Without conditions it sleeps. timeout, or until, ends it by the database''s clock; '
   'the times of the first call stand, whatever later ones say. outcome is ok when the conditions are met: output is {"index": '
   'which (from 0), "value": payload} for any, {"values": [payloads]} for all, null for a sleep; messages are received in the same '
-  'statement. The value of children is {"children": how many, "failed": {place from 0: {"status", "error"}}, "outputs": [those '
+  'statement. The value of children is {"first": id, "children": how many, "failed": {place from 0: {"status", "error"}}, "outputs": [those '
   'of all, in order]}, where outputs is left out when they are large: durable.child_results() has them. timeout: output is {"timed_out": true}. exists: it was over before, and output is what was stored. parked: the '
   'lease is given up, and the workflow is in line again when it is time to make the same call again; until then it holds '
   'nothing. With park => false it keeps the lease, and the outcome is waiting: ask again later, as also when another '

@@ -138,6 +138,8 @@ create index finished_workflows_shape_key_idx on durable.finished_workflows_shap
 -- in a list, and whoever makes it too long sorts it in; a short one makes that a short wait.
 create index finished_workflows_shape_tags_idx on durable.finished_workflows_shape using gin (tags jsonb_path_ops)
   with (gin_pending_list_limit = 1024);
+-- "What did it start, and how did it end?" Nothing without a parent is in it.
+create index finished_workflows_shape_parent_idx on durable.finished_workflows_shape (parent_id) where parent_id is not null;
 comment on table durable.finished_workflows_shape is 'Always empty: what a new partition of durable.finished_workflows looks like.';
 
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';

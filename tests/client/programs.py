@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 from durable_client import (
     AsyncContext,
+    ChildFailed,
     Context,
     Durable,
     Event,
@@ -283,6 +284,61 @@ async def visiting(ctx: AsyncContext) -> list[Any]:
     met = await ctx.wait_any(Message("none"), Timer("100ms"))
     await ctx.step(mark, "end")
     return [*seen, met.index]
+
+
+# Children.
+
+
+@app.workflow
+async def leaf(ctx: AsyncContext, given: list[Any]) -> Any:
+    name, value = given
+    await ctx.step(mark, name, value)
+    if value == "bad":
+        raise ValueError("a bad leaf")
+    return value
+
+
+@app.workflow
+async def branching(ctx: AsyncContext, name: str) -> list[Any]:
+    """Every way to have children, one after the other."""
+    started = await ctx.start(leaf, [name, "started"])
+    many = await ctx.map(leaf, [[name, n] for n in range(4)], max_parallel=2)
+    some = await ctx.map(leaf, [[name, "good"], [name, "bad"]], return_failures=True)
+    met = await ctx.wait_any(started)
+    try:
+        await ctx.run(leaf, [name, "bad"])
+    except ChildFailed as error:
+        some.append(error)
+    return [await started.result(), many, [str(getattr(item, "error", item)) for item in some], met.index]
+
+
+@app.workflow
+def plain_branching(ctx: Context, name: str) -> list[Any]:
+    started = ctx.start(leaf, [name, "started"])
+    many = ctx.map(leaf, [[name, n] for n in range(4)], max_parallel=2)
+    some = ctx.map(leaf, [[name, "good"], [name, "bad"]], return_failures=True)
+    met = ctx.wait_any(started)
+    try:
+        ctx.run(leaf, [name, "bad"])
+    except ChildFailed as error:
+        some.append(error)
+    return [started.result(), many, [str(getattr(item, "error", item)) for item in some], met.index]
+
+
+@app.workflow
+async def joining(ctx: AsyncContext, name: str) -> Any:
+    """Has a child, of which it has a child: both wait."""
+    return await ctx.run(leaf, [name, "leaf"])
+
+
+@app.workflow
+async def root(ctx: AsyncContext, name: str) -> Any:
+    return [await ctx.run(joining, name), await ctx.step(mark, name, "end")]
+
+
+@app.workflow
+def plain_root(ctx: Context, name: str) -> Any:
+    return [ctx.run(joining, name), ctx.step(mark_plain, name, "end")]
 
 
 # Misbehaviour.

@@ -10,7 +10,7 @@ from typing import Any
 from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
-from ._errors import ChildFailed, InvalidArgument
+from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
 
 
 def name_of(workflow: Workflow[..., Any] | str) -> str:
@@ -64,18 +64,28 @@ class Group:
     def child_id(self, place: int) -> str:
         return f"{self.first[:-6]}{place:06x}"
 
-    def results(self, value: dict[str, Any], outputs: Sequence[Any]) -> list[Any]:
+    def outputs(self, value: dict[str, Any], texts: Sequence[str | None]) -> list[Any]:
+        """The outputs, when they were not stored with the wait. Raises WorkflowNotFound when some are gone."""
+        if len(texts) != value["children"]:
+            raise WorkflowNotFound(
+                f"of the {value['children']} children from {self.first} on, {len(texts)} are stored",
+                detail="Their parent had ended, and their history was removed when its time had passed.",
+                hint="Keep it for longer, see the setting retention, to retry what has large children.",
+            )
+        return [None if text is None else json.loads(text) for text in texts]
+
+    def results(self, step: str, value: dict[str, Any], outputs: Sequence[Any]) -> list[Any]:
         """The outputs, in the order of the inputs, or the exceptions of those that failed.
 
-        ``value`` is what the wait ended with. It decides: what it calls a failure is one, whatever the child came to
-        since.
+        ``value`` is what the wait, a ``step``, ended with. It decides: what it calls a failure is one, whatever the
+        child came to since.
         """
         decode = self.workflow.decode_output if isinstance(self.workflow, Workflow) else None
         results: list[Any] = []
         for place, output in enumerate(outputs):
             failed = value["failed"].get(str(place))
             if failed is not None:
-                results.append(ChildFailed(self.child_id(place), failed["status"], failed["error"]))
+                results.append(ChildFailed(self.child_id(place), failed["status"], step, failed["error"]))
             else:
                 subject = f"the output of workflow {self.child_id(place)}"
                 results.append(_codec.decode(output, decode, subject))

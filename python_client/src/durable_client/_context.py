@@ -394,8 +394,8 @@ class Context:
         outputs = value.get("outputs")
         if outputs is None:
             texts = self._engine.child_outputs(group.first)
-            outputs = [None if text is None else json.loads(text) for text in texts]
-        return group.results(value, outputs)
+            outputs = group.outputs(value, texts)
+        return group.results(name, value, outputs)
 
     def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
         return self._decode(step, name, self._stored_output(name, stored))

@@ -396,8 +396,8 @@ class AsyncContext:
         outputs = value.get("outputs")
         if outputs is None:
             texts = await self._engine.child_outputs(group.first)
-            outputs = [None if text is None else json.loads(text) for text in texts]
-        return group.results(value, outputs)
+            outputs = group.outputs(value, texts)
+        return group.results(name, value, outputs)
 
     async def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
         return self._decode(step, name, await self._stored_output(name, stored))

@@ -130,12 +130,14 @@ class WorkflowTimedOut(WorkflowFailed):
 class ChildFailed(WorkflowFailed):
     """A child of this workflow failed or was cancelled: ``status`` says which, and ``workflow_id`` names the child.
 
-    The same is raised when the workflow is replayed, also when the child was retried since.
+    The same is raised when the workflow is replayed, also when the child was retried since. ``step`` is the step that
+    waited for it: a workflow that fails with this error has its failed children run again when it is retried.
     """
 
-    def __init__(self, workflow_id: str, status: str, error: dict[str, Any]) -> None:
+    def __init__(self, workflow_id: str, status: str, step: str, error: dict[str, Any]) -> None:
         super().__init__(workflow_id, error)
         self.status = status
+        self.step = step
         if status == "cancelled":
             self.message = f"workflow {workflow_id} was cancelled: {error.get('message', '')}"
 
