@@ -407,6 +407,27 @@ def test_ends_that_are_rolled_back_wake_nobody(db: Database) -> None:
     assert status(conn, held) == "waiting"
 
 
+def test_a_worker_that_lies_down_while_children_end_does_not_miss_what_they_bring(db: Database) -> None:
+    conn, other, observer = db.connect(), db.connect(), db.connect()
+    parked(conn, 2, max_parallel=1)
+    child = claim_one(conn)
+    ending = Event()
+
+    def end() -> None:
+        with other.transaction():
+            complete(other, child)
+            other.execute("set constraints all immediate")
+            ending.set()
+            wait_until_blocked(observer, conn)
+
+    def lie_down() -> list[Any]:
+        assert ending.wait(60)
+        call(conn, "idle", "worker")
+        return claim(conn)
+
+    assert [found.input["n"] for found in at_once(end, lie_down)[1]] == [1]
+
+
 # At most so many at a time
 
 

@@ -207,6 +207,8 @@ begin
     or exists (select from durable.ended_children e where e.xid = new.xid and e.seq > new.seq) then
     return null;
   end if;
+  -- A worker that ends children is often out of work at that moment.
+  perform durable._take_turn_to_ring();
   select array_agg(e.seq), array_agg(distinct e.parent_id), sum(e.slots) into v_seqs, v_parents, v_slots
   from durable.ended_children e where e.xid = new.xid;
   if v_slots > 0 then
