@@ -1,4 +1,4 @@
-"""Children: a parent gets the same ones again, is woken once when all have ended, and takes them along when it is cancelled."""
+"""Children: a parent gets the same ones again, is woken once when all have ended, and takes them along into a cancel."""
 
 from __future__ import annotations
 
@@ -164,9 +164,10 @@ def test_invalid_arguments_change_nothing(db: Database, wrong: dict[str, Any]) -
 def test_a_step_that_is_stored_already_is_not_taken_for_children(db: Database) -> None:
     conn = db.connect()
     held = parent(conn)
-    call(conn, "checkpoint", held.workflow_id, held.lease, "s", {"first": str(NOBODY)})
-    with refused("WF005"):
-        start(conn, held)
+    for step, first in (("s", str(NOBODY)), ("t", "place")):
+        call(conn, "checkpoint", held.workflow_id, held.lease, step, {"first": first})
+        with refused("WF005"):
+            start(conn, held, step=step)
 
 
 # Joining

@@ -1,13 +1,14 @@
 -- Children: workflows that a workflow starts, and waits for. How they are stored stands in sql/tables/children.sql.
 
--- The id of a child by the first one of its group and its place, from 0; the last place there can be ends the range of ids.
+-- The id of a child by the first one of its group and its place, from 0; the last place there can be ends the range of
+-- ids.
 create function durable._child_id(first_id uuid, place integer default 16777215)
 returns uuid language sql immutable strict parallel safe as $$
   select (left(first_id::text, 30) || lpad(to_hex(place), 6, '0'))::uuid
 $$;
 
--- The last child of a group that has not ended; null when all have. From the end, where none is for as long as most are not,
--- so that whatever has ended before is not waded through each time.
+-- The last child of a group that has not ended; null when all have. From the end, where none is for as long as most are
+-- not, so that whatever has ended before is not waded through each time.
 create function durable._unfinished_child(first_id uuid)
 returns uuid language plpgsql stable as $$
 begin
@@ -16,6 +17,12 @@ begin
     where l.workflow_id >= _unfinished_child.first_id and l.workflow_id <= durable._child_id(_unfinished_child.first_id)
     order by l.workflow_id desc limit 1);
 end
+$$;
+
+-- The id of a first child, from what may be anything.
+create function durable._as_first_id(id text)
+returns uuid language sql immutable strict parallel safe as $$
+  select case when id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{6}0{6}$' then id::uuid end
 $$;
 
 create function durable._is_child(first_id uuid, parent_id uuid)
@@ -28,9 +35,9 @@ begin
 end
 $$;
 
--- What a wait for children ends with. A replay must find what the first run found, also when a child was retried since: so
--- failures are stored with the wait, in short when they are many. Outputs are stored with it while they are few; else they
--- stay with the children.
+-- What a wait for children ends with. A replay must find what the first run found, also when a child was retried since:
+-- so failures are stored with the wait, in short when they are many. Outputs are stored with it while they are few;
+-- else they stay with the children.
 create function durable._children_value(first_id uuid)
 returns jsonb language plpgsql stable as $$
 declare
@@ -38,7 +45,8 @@ declare
   v_last uuid := durable._child_id(first_id);
   v_all record;
 begin
-  select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size into v_all
+  select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
+    into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
   return jsonb_build_object('first', first_id, 'children', v_all.count, 'failed', (
@@ -74,16 +82,18 @@ begin
   perform durable._check_enqueue(workflow, v_queue, v_priority, null, max_attempts, timeout, tags);
   perform durable._check_inputs(workflow, inputs, null, durable._max_payload());
   perform durable._require(cardinality(inputs) between 1 and 1000000 and (max_parallel >= 1) is not false,
-    format('workflow %s, step %L: %s children, at most %s at a time', workflow_id, step_name, cardinality(inputs), max_parallel),
+    format('workflow %s, step %L: %s children, at most %s at a time', workflow_id, step_name, cardinality(inputs),
+      max_parallel),
     'Start 1 to 1000000 children in one call; max_parallel is 1 or more, or NULL for all of them at once.');
 
-  select r.outcome, r.output, r.error into v_stored from durable._checkpoint(array[workflow_id], array[lease], array[step_name],
+  select r.outcome, r.output, r.error into v_stored
+  from durable._checkpoint(array[workflow_id], array[lease], array[step_name],
     array[jsonb_build_object('first', v_first, 'children', cardinality(inputs))], null, null, null) r;
   if v_stored.error is not null then
     perform durable._raise('WF007', format('workflow %s, step %L: it is already stored as failed', workflow_id, step_name),
       v_stored.error ->> 'message', 'The first outcome of a step stands; durable.retry() lets a failed one run again.');
   elsif v_stored.outcome = 'exists' then
-    perform durable._require(durable._is_child((v_stored.output ->> 'first')::uuid, workflow_id),
+    perform durable._require(durable._is_child(durable._as_first_id(v_stored.output ->> 'first'), workflow_id),
       format('workflow %s, step %L: it is stored, and did not start children', workflow_id, step_name),
       'Use a name of its own for each step.');
     return (v_stored.output ->> 'first')::uuid;
@@ -95,8 +105,8 @@ begin
     perform durable._add_lane(v_queue, v_priority::smallint);
   end if;
   perform pg_current_xact_id();
-  insert into durable.live_workflows (workflow_id, parent_id, limited, ready_seq, wake_at, created_at, max_attempts, priority,
-    status, timeout, name, queue, tags, input)
+  insert into durable.live_workflows (workflow_id, parent_id, limited, ready_seq, wake_at, created_at, max_attempts,
+    priority, status, timeout, name, queue, tags, input)
   select durable._child_id(v_first, i.n::integer - 1), workflow_id,
     case when max_parallel < cardinality(inputs) then true end,
     case when i.n > max_parallel then null else nextval('durable.ready_seq') end,
@@ -134,8 +144,8 @@ comment on function durable.child_results(uuid) is
   'The children that one call of durable.start_children() started, by what it returned: one row for each, in the order of the '
   'inputs, also for those that have not ended. No row when there are none, or none any more.';
 
--- What the next attempt must run again when a wait for children ended the last one, as their failure: those that failed. It
--- waits for all of them anew.
+-- What the next attempt must run again when a wait for children ended the last one, as their failure: those that
+-- failed. It waits for all of them anew.
 create function durable._retry_children(workflow_id uuid, error jsonb)
 returns void language plpgsql as $$
 declare
@@ -144,15 +154,15 @@ begin
   delete from durable.checkpoints c
   where c.workflow_id = _retry_children.workflow_id and c.step_name = _retry_children.error ->> 'step'
     and c.output #> '{value,failed}' <> '{}'
-    and durable._is_child((c.output #>> '{value,first}')::uuid, _retry_children.workflow_id)
+    and durable._is_child(durable._as_first_id(c.output #>> '{value,first}'), _retry_children.workflow_id)
   returning (c.output #>> '{value,first}')::uuid into v_first;
   perform durable.retry(f.workflow_id) from durable.finished_workflows f
   where f.workflow_id >= v_first and f.workflow_id <= durable._child_id(v_first) and f.status <> 'completed';
 end
 $$;
 
--- Lets in as many children that max_parallel holds back as have ended, and leaves what it could not do for the tick: others
--- may hold their rows.
+-- Lets in as many children that max_parallel holds back as have ended, and leaves what it could not do for the tick:
+-- others may hold their rows.
 create function durable._let_in(p_xids xid8[], p_seqs bigint[])
 returns integer language plpgsql as $$
 declare
@@ -225,8 +235,8 @@ begin
 end
 $$;
 
--- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a transaction
--- starts while this one waits for its row is found in the next round.
+-- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a
+-- transaction starts while this one waits for its row is found in the next round.
 create function durable._lock_family(workflow_id uuid)
 returns uuid[] language plpgsql as $$
 declare

@@ -25,7 +25,8 @@ end
 $$;
 comment on function durable.cancel(uuid, text) is
   'Ends a workflow as cancelled, in the caller''s transaction, whatever it is doing, and with it its children and theirs; false '
-  'when it had already ended. Workers that run them are told at once, and none of their reports is accepted any more. Errors: WF001 workflow not found.';
+  'when it had already ended. Workers that run them are told at once, and none of their reports is accepted any more. '
+  'Errors: WF001 workflow not found.';
 
 create function durable.retry(workflow_id uuid)
 returns boolean language plpgsql security definer
@@ -48,10 +49,10 @@ begin
   perform durable._forget_failed_steps(workflow_id, v_row.error);
   perform durable._retry_children(workflow_id, v_row.error);
   perform pg_current_xact_id();
-  insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts, priority, replay,
-    status, timeout, name, queue, key, tags, input)
-  values (v_row.workflow_id, v_row.parent_id, nextval('durable.ready_seq'), v_row.created_at, v_row.started_at, v_row.attempt + 1,
-    v_row.max_attempts, v_row.priority, true, 'pending', v_row.timeout, v_row.name, v_row.queue, v_row.key, v_row.tags,
+  insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts, priority,
+    replay, status, timeout, name, queue, key, tags, input)
+  values (v_row.workflow_id, v_row.parent_id, nextval('durable.ready_seq'), v_row.created_at, v_row.started_at,
+    v_row.attempt + 1, v_row.max_attempts, v_row.priority, true, 'pending', v_row.timeout, v_row.name, v_row.queue, v_row.key, v_row.tags,
     v_row.input);
   perform durable._ring(v_row.queue, 1);
   return true;

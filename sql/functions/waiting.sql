@@ -27,7 +27,7 @@ begin
         return null;
       end if;
     elsif v_condition ? 'children' then
-      if (v_condition ->> 'children' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{6}0{6}$') is not true then
+      if durable._as_first_id(v_condition ->> 'children') is null then
         return null;
       end if;
     elsif v_condition ? 'timer' and jsonb_typeof(v_condition -> 'timer') = 'number'
