@@ -4,6 +4,7 @@ returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(0::smallint);
   v_now timestamptz := clock_timestamp();
+  v_ids uuid[];
   v_queues text[];
 begin
   if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= v_now) then
@@ -17,9 +18,10 @@ begin
       select d.workflow_id from durable.live_workflows d
       where d.wake_at > v_after and d.wake_at <= v_now
       order by d.wake_at limit max_workflows for update skip locked))
-    returning l.queue
+    returning l.workflow_id, l.queue
   )
-  select array_agg(w.queue) into v_queues from woken w;
+  select array_agg(w.workflow_id), array_agg(w.queue) into v_ids, v_queues from woken w;
+  delete from durable.waits w where w.workflow_id = any(v_ids);
   perform durable._ring_each(v_queues);
   return coalesce(cardinality(v_queues), 0);
 end
@@ -93,8 +95,8 @@ begin
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array
-    '{dropped,recovered,woken,timed_out,paused,released,fired,backfilled,firings_forgotten,partitions,lanes,expired,freed}'::text[]
+  foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
+    'backfilled', 'firings_forgotten', 'partitions', 'lanes', 'expired', 'freed', 'aged']
   loop
     -- One part that fails does not stop the others.
     begin
@@ -102,6 +104,7 @@ begin
         when 'dropped' then durable._drop_history()
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
+        when 'signalled' then durable._wake_missed(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
         when 'paused' then durable._pause_failed(max_workflows)
         when 'released' then durable._release_queued(max_workflows)
@@ -114,10 +117,12 @@ begin
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
         -- Nobody waits for these: they are free already.
         when 'freed' then durable._free_keys(2 * max_workflows)
+        when 'aged' then durable._age_signals(max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
         when 'expired' then v_done >= max_workflows / 10.0
+        when 'signalled' then v_done >= max_workflows
         else false end;
       v_report := v_report || jsonb_build_object(v_part, coalesce(v_done, 0));
       if v_part in ('woken', 'timed_out') then
@@ -152,9 +157,9 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, fires schedules, makes partitions ahead, tidies '
-  'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call, and deletes at most '
-  'twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
+  'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
+  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events and mail '
+  'that are past their time. Each part does at most max_workflows per call, and deletes at most twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
