@@ -14,10 +14,11 @@ PAGES = {
     "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "Client"],
     "Schedules": ["Schedule", "Firing", "BackfillStep"],
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
+    "What to wait for": ["Message", "Event", "Timer", "Child", "Met"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],
     "A Postgres to try things out": ["EmbeddedPostgres"],
-    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncClient"],
+    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncChild", "AsyncClient"],
 }
 ERRORS = "Errors"
 

@@ -14,6 +14,11 @@ from psycopg.rows import TupleRow, namedtuple_row
 from psycopg.types.json import Jsonb
 
 Connection = psycopg.Connection[TupleRow]
+# What holds the data of users.
+TABLES = (
+    "live_workflows", "finished_workflows", "checkpoints", "open_steps", "workflow_state", "workflow_keys", "queues", "waits",
+    "messages", "events", "ended_children",
+)  # fmt: skip
 # A uuid of the right shape that no workflow has.
 NOBODY = UUID("01900000-0000-7000-8000-000000000000")
 
@@ -75,12 +80,7 @@ def steps(conn: Connection, workflow_id: UUID) -> dict[str, Any]:
 
 def snapshot(conn: Connection) -> list[Any]:
     """Everything that is stored, to be compared before and after a call that must change nothing."""
-    return [
-        rows(conn, f"select * from durable.{table} order by 1, 2")
-        for table in (
-            "live_workflows", "finished_workflows", "checkpoints", "open_steps", "workflow_state", "workflow_keys", "queues",
-        )
-    ]  # fmt: skip
+    return [rows(conn, f"select * from durable.{table} order by 1, 2") for table in TABLES]
 
 
 def kill_worker(conn: Connection, worker: str) -> None:

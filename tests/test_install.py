@@ -176,6 +176,17 @@ def put_workflows_in_flight(conn: Connection) -> None:
     call(conn, "fail_step", running, lease, "again", ERROR, 1, 3, "1 hour", 2.0, "1 hour")
     enqueue(conn, key="pending", input={"v": 4}, tags={"t": 1}, priority=-7, queue="other")
     enqueue(conn, key="delayed", run_at="2200-01-01")
+    waiting = enqueue(conn, key="waiting", queue="waiting")
+    lease = claim_one(conn, "two", queues=["waiting"]).lease
+    call(conn, "send", waiting, "topic", key="k")
+    conn.execute("select durable.wait(%s, %s, 'mail', '[{\"message\": \"topic\"}]')", [waiting, lease])
+    conn.execute("select durable.wait(%s, %s, 'news', '[{\"event\": \"news\"}]', '1 hour')", [waiting, lease])
+    call(conn, "emit", "old news")
+    parent = enqueue(conn, queue="family")
+    lease = claim_one(conn, "two", queues=["family"]).lease
+    call(conn, "start_children", parent, lease, "children", "child", [{"v": 5}, {"v": 6}], max_parallel=1)
+    child = claim_one(conn, "two", queues=["family"])
+    call(conn, "complete", child.workflow_id, child.lease, {})
     call(conn, "configure", "lease", "2 minutes")
     call(conn, "schedule", "yearly", "@yearly", "report", {"v": 5}, "reports", overlap="queue_one")
     call(conn, "trigger_schedule", "yearly")
@@ -194,6 +205,10 @@ STORED = (
     "select * from durable.schedules order by name",
     "select * from durable.schedule_firings order by schedule, due_at",
     "select * from durable.schedule_backfills order by backfill_id",
+    "select * from durable.waits",
+    "select * from durable.messages",
+    "select * from durable.events",
+    "select * from durable.ended_children",
 )
 
 
@@ -244,6 +259,15 @@ def test_33_dump_and_restore_with_workflows_in_flight_lose_nothing(
     assert value(conn, "select durable.tick()")["backfilled"] == 1
     call(conn, "backfill_schedule", "yearly", "2022-01-01", "2022-01-01", dry_run=False)
     assert value(conn, "select count(*) from durable.schedule_backfills") == 2
+    assert value(conn, "select durable.send(workflow_id, 'topic', key => 'k') from durable.waits") is False
+    assert value(conn, "select durable.send(workflow_id, 'another') from durable.waits") is True
+    assert value(conn, "select durable.emit('old news')") is False
+    assert value(conn, "select durable.emit('news')") is True
+    assert claim_one(conn, "new worker", queues=["waiting"]).workflow_id
+    child = claim_one(conn, "new worker", queues=["family"])
+    call(conn, "complete", child.workflow_id, child.lease, {})
+    ended = rows(conn, "select distinct parent_id from durable.workflows where name = 'child' and status = 'completed'")
+    assert len(ended) == 1
     # Partitions that were restored and partitions that are new live side by side.
     assert isinstance(value(conn, "select durable.tick()")["partitions"], int)
 

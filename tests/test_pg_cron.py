@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -50,6 +51,19 @@ def test_31_with_pg_cron_everything_that_time_demands_is_done_while_no_worker_ru
         assert value(conn, "select durable.disable_pg_cron()")
         assert not value(conn, "select durable.disable_pg_cron()")
         assert rows(conn, "select from cron.job") == []
+
+
+def test_one_call_goes_by_the_time_of_each_tick(db: Database) -> None:
+    conn = db.connect()
+    delayed = enqueue(conn, run_at=value(conn, "select now() + interval '1 second'"))
+    late = enqueue(conn, queue="late", timeout="1 second")
+    claim_one(conn, queues=["late"])
+    with ThreadPoolExecutor(1) as executor:
+        ticking = executor.submit(db.connect().execute, "call durable._tick_for('4 seconds')")
+        while workflow(conn, delayed).wake_at is not None or workflow(conn, late).error is None:
+            assert not ticking.done()
+            time.sleep(0.02)
+        ticking.result()
 
 
 def test_without_pg_cron_the_error_says_what_to_do(db: Database) -> None:

@@ -9,7 +9,7 @@ import pytest
 from clusters import Database
 from engine import Connection, call, claim, enqueue, rows, value
 
-TABLES = ("live_workflows", "open_steps", "workflow_keys")
+TABLES = ("live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "ended_children")
 
 
 def fill(conn: Connection, size: int) -> None:
@@ -33,6 +33,16 @@ def fill(conn: Connection, size: int) -> None:
            from (select * from held limit %s) h having count(*) > 0""",
         [size // 4],
     )
+    conn.execute(
+        """select durable.wait_many(array_agg(workflow_id), array_agg(lease), array_agg('wait'::text), array_agg(case
+             when n %% 2 = 0 then '[{"event": "fill"}]' else '[{"message": "fill"}]' end::jsonb))
+           from (select *, row_number() over () as n from held offset %s) h having count(*) > 0""",
+        [size // 4],
+    )
+    conn.execute(
+        "select durable.send(workflow_id, 'another', '1', 'k') from durable.live_workflows where status = 'waiting'"
+    )
+    conn.execute("select durable.emit('fill ' || n) from generate_series(1, %s) n", [size // 4])
     conn.execute("drop table held")
 
 
@@ -68,7 +78,52 @@ def work(conn: Connection, turn: str) -> None:
     call(conn, "status", ids[4])
     call(conn, "result", ids[0])
     call(conn, "history", ids[0])
+    wait(conn, f"waiting {turn}")
+    join(conn, f"parents {turn}")
     call(conn, "tick")
+
+
+def wait(conn: Connection, queue: str) -> None:
+    """Waits that park, are woken in each way, and are over."""
+    ids = [enqueue(conn, queue=queue) for _ in range(3)]
+    conditions = ['[{"event": "%s"}]' % queue, '[{"message": "topic"}]', '[{"event": "never"}]']  # noqa: UP031
+    for _ in range(2):
+        leases = {c.workflow_id: c.lease for c in claim(conn, "hot", 10, [queue])}
+        held = [i for i in ids if i in leases]
+        rows(
+            conn,
+            "select * from durable.wait_many(%s, %s, array_fill('s'::text, array[%s]), %s::jsonb[])",
+            held, [leases[i] for i in held], len(held), conditions[: len(held)],
+        )  # fmt: skip
+        call(conn, "recheck_waits", ids)
+        call(conn, "send", ids[1], "topic")
+        call(conn, "emit", queue)
+    call(conn, "cancel", ids[2])
+
+
+def join(conn: Connection, queue: str) -> None:
+    """Children that are started, let in, joined and cancelled."""
+    enqueue(conn, queue=queue)
+    (held,) = claim(conn, "hot", 1, [queue])
+    ((first,),) = call(conn, "start_children", held.workflow_id, held.lease, "s", "child", [{}] * 4, max_parallel=2)
+    rows(
+        conn,
+        "select * from durable.wait(%s, %s, 'w', jsonb_build_array(jsonb_build_object('children', %s::uuid)))",
+        held.workflow_id, held.lease, first,
+    )  # fmt: skip
+    for _ in range(2):
+        children = claim(conn, "hot", 10, [queue])
+        ids, leases = [c.workflow_id for c in children], [c.lease for c in children]
+        call(conn, "complete_many", ids, leases, [{}] * len(ids))
+    (again,) = claim(conn, "hot", 10, [queue])
+    rows(
+        conn,
+        "select * from durable.wait(%s, %s, 'w', jsonb_build_array(jsonb_build_object('children', %s::uuid)))",
+        again.workflow_id, again.lease, first,
+    )  # fmt: skip
+    call(conn, "child_results", first)
+    call(conn, "start_children", again.workflow_id, again.lease, "t", "child", [{}] * 4)
+    call(conn, "cancel", again.workflow_id)
 
 
 def reads(conn: Connection) -> dict[str, Any]:

@@ -232,6 +232,24 @@ def test_an_unfinished_workflow_keeps_its_day_and_its_steps_and_no_other_rows(db
     tick_until(conn, lambda: is_gone(conn, 50))
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["a whole day", "row by row"])
+def test_children_are_kept_for_as_long_as_their_parent_is_unfinished(db: Database, alone: bool) -> None:
+    conn = db.connect()
+    parent = began(conn, 60)
+    children = ended(conn, 50, 3, name="child")
+    conn.execute(
+        "update durable.finished_workflows set parent_id = %s where workflow_id = any(%s)",
+        [parent.workflow_id, children],
+    )
+    if not alone:
+        ended(conn, 50, 3)
+    tick_often(conn)
+    assert stored(conn) == {parent.workflow_id, *children}
+    call(conn, "complete", parent.workflow_id, parent.lease)
+    tick_until(conn, lambda: is_gone(conn, 50))
+    assert stored(conn) == {parent.workflow_id}
+
+
 def test_rows_are_deleted_in_batches_that_are_bounded_by_their_steps_too(db: Database) -> None:
     conn = db.connect()
     began(conn, 50)

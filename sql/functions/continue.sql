@@ -10,6 +10,10 @@ begin
   if pg_column_size(input) > durable._max_payload() then
     perform durable._raise_outcome('WF006', workflow_id, lease);
   end if;
+  perform durable._require(not exists (
+      select from durable.live_workflows l where l.workflow_id = continue_as_new.workflow_id and l.parent_id is not null),
+    format('workflow %s is a child and cannot continue as new: its parent waits for the end of this run', workflow_id),
+    'Return to the parent, which can start the next one, or start it with durable.enqueue() instead of as a child.');
   if durable._finish(array[workflow_id], array[lease], 'completed', array[null::jsonb], null) is null then
     v_outcome := durable._why_lost(workflow_id, lease, 'completed');
     if v_outcome = 'ok' then
@@ -40,4 +44,4 @@ comment on function durable.continue_as_new(uuid, bigint, jsonb) is
   'an end does not gather steps without end. Name, queue, priority, tags, attempts and timeout are those of this run, and the '
   'key goes over to the next. Returns its id; continued_from and continued_as in durable.workflows link the two, and '
   'durable.result() of this run is the result of the last one. Sending it again is harmless. '
-  'Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF006 input too large.';
+  'Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 it is a child, WF006 input too large.';

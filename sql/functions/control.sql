@@ -3,26 +3,30 @@ returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$
 #variable_conflict use_variable
 declare
-  v_worker_id integer;
+  v_ids uuid[] := durable._lock_family(workflow_id);
+  v_workers integer[];
 begin
-  select l.worker_id into v_worker_id from durable.live_workflows l where l.workflow_id = cancel.workflow_id for update;
-  if not found then
+  if cardinality(v_ids) = 0 then
     if not exists (select from durable.finished_workflows f where f.workflow_id = cancel.workflow_id) then
       perform durable._raise_not_found(workflow_id);
     end if;
     return false;
   end if;
-  perform durable._finish(array[workflow_id], null, 'cancelled', null, array[jsonb_build_object(
-    'code', 'WF004', 'type', 'WorkflowCancelled', 'message', coalesce(reason, 'cancelled'))]);
-  if v_worker_id is not null then
-    perform pg_notify('durable_worker_' || v_worker_id, 'cancel');
-  end if;
+  v_workers := array(
+    select distinct l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.worker_id is not null);
+  perform durable._finish(v_ids, null, 'cancelled', null, array(
+    select jsonb_build_object('code', 'WF004', 'type', 'WorkflowCancelled', 'message', case
+      when i.id = workflow_id then coalesce(reason, 'cancelled')
+      else format('cancelled with workflow %s', workflow_id) || coalesce(': ' || reason, '') end)
+    from unnest(v_ids) with ordinality as i(id, n) order by i.n));
+  perform pg_notify('durable_worker_' || w, 'cancel') from unnest(v_workers) as w;
   return true;
 end
 $$;
 comment on function durable.cancel(uuid, text) is
-  'Ends a workflow as cancelled, in the caller''s transaction, whatever it is doing; false when it had already ended. The worker '
-  'that runs it is told at once, and none of its reports is accepted any more. Errors: WF001 workflow not found.';
+  'Ends a workflow as cancelled, in the caller''s transaction, whatever it is doing, and with it its children and theirs; false '
+  'when it had already ended. Workers that run them are told at once, and none of their reports is accepted any more. '
+  'Errors: WF001 workflow not found.';
 
 -- Takes a workflow out of the line or from its worker, with a lease only if that still owns it; null when there is none such.
 create function durable._pause(workflow_id uuid, lease bigint, reason text)
@@ -132,6 +136,8 @@ $$;
 create function durable._retry(workflow_ids uuid[])
 returns integer language plpgsql as $$
 declare
+  v_ids uuid[];
+  v_errors jsonb[];
   v_queues text[];
 begin
   perform pg_current_xact_id();
@@ -144,24 +150,20 @@ begin
   ), back as (
     delete from durable.finished_workflows f using ended e where f.workflow_id = e.workflow_id
     returning f.*
-  ), forgotten as (
-    -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
-    delete from durable.checkpoints c using back b
-    where c.workflow_id = b.workflow_id and c.status = 'error' and c.completed_at >= (
-      select coalesce(s.started_at, s.completed_at) from durable.checkpoints s
-      where s.workflow_id = b.workflow_id and s.step_name = b.error ->> 'step' and s.status = 'error')
   ), live as (
-    insert into durable.live_workflows (workflow_id, ready_seq, created_at, started_at, attempt, max_attempts, priority, replay,
-      status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
-    select b.workflow_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
+    insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts,
+      priority, replay, status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
+    select b.workflow_id, b.parent_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
       b.max_attempts, b.priority, true, 'pending', b.timeout, b.name, b.queue, b.key, b.tags, b.input, b.warning,
       b.forked_from, b.forked_at_step, b.continued_from
     from back b order by b.workflow_id
-    returning queue
   )
-  select array_agg(l.queue) into v_queues from live l;
+  select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.queue) into v_ids, v_errors, v_queues from back b;
+  -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
+  perform durable._forget_failed_steps(i.id, i.error), durable._retry_children(i.id, i.error)
+  from unnest(v_ids, v_errors) as i(id, error);
   perform durable._ring_each(v_queues);
-  return coalesce(cardinality(v_queues), 0);
+  return coalesce(cardinality(v_ids), 0);
 end
 $$;
 
@@ -179,8 +181,8 @@ end
 $$;
 comment on function durable.retry(uuid) is
   'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again, also one that runs at '
-  'most once. Failures, crashes and the timeout count anew. Returns false when it is neither failed nor cancelled. '
-  'Errors: WF001 workflow not found.';
+  'most once, and so do the children whose failure it was. Failures, crashes and the timeout count anew. Returns false when it '
+  'is neither failed nor cancelled. Errors: WF001 workflow not found.';
 
 create function durable.retry_many(workflow_ids uuid[])
 returns integer language plpgsql security definer

@@ -22,12 +22,20 @@ begin
 end
 $$;
 
+-- Who rings at its commit, and holds no lock that a worker waits for, may have looked for idle workers just before one lies
+-- down that does not see yet what is rung for. The two take turns: the ringer until its commit, which is at hand.
+create function durable._take_turn_to_ring()
+returns void language sql volatile as $$
+  select pg_advisory_xact_lock_shared(hashtext('durable.bell'), 0)
+$$;
+
 create function durable.idle(worker text, queues text[] default '{default}')
 returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   v_worker_id integer := durable._worker_id(idle.worker, idle.queues);
 begin
+  perform pg_advisory_xact_lock(hashtext('durable.bell'), 0);
   insert into durable.idle_workers (queue, worker_id)
   select q, v_worker_id from unnest(idle.queues) as q
   on conflict do nothing;

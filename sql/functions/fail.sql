@@ -38,6 +38,7 @@ begin
         durable._setting('retry_backoff')::double precision, durable._setting('retry_max')::interval))
   where l.workflow_id = _fail.workflow_id;
   perform durable._forget_failed_steps(workflow_id, error);
+  perform durable._retry_children(workflow_id, error);
   return 'ok';
 end
 $$;
@@ -86,7 +87,7 @@ end
 $$;
 comment on function durable.fail(uuid, bigint, jsonb, interval, boolean) is
   'Reports that an attempt of a workflow ended in an error, a JSON value with "type", "message" and what else helps ("step" '
-  'names the step that caused it). While max_attempts is not reached and retryable is true it is tried again after '
+  'names the step that caused it; when that was a wait for children, those that failed run again). While max_attempts is not reached and retryable is true it is tried again after '
   'retry_in, or else after an exponential back-off with jitter (settings retry_initial, retry_backoff, retry_max), going on from '
   'its last checkpoint; otherwise it is failed. Sending it again is harmless. '
   'Errors: WF001, WF002 lease lost, WF004 cancelled, WF005 error is null, WF006.';

@@ -9,6 +9,9 @@ returns uuid[] language plpgsql as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_finished uuid[];
+  v_children uuid[];
+  v_parents uuid[];
+  v_slots integer[];
 begin
   perform durable._ensure_partitions(workflow_ids);
   with item as materialized (
@@ -20,10 +23,10 @@ begin
       and (_finish.leases is null or l.lease = i.lease)
     returning l.*, i.output, i.error as final_error
   ), finished as (
-    insert into durable.finished_workflows (workflow_id, lease, created_at, started_at, completed_at, deadline, worker_id,
+    insert into durable.finished_workflows (workflow_id, parent_id, lease, created_at, started_at, completed_at, deadline, worker_id,
       attempt, failures, crashes, max_attempts, priority, status, timeout, name, queue, key, tags, input, output, error, warning,
       forked_from, forked_at_step, continued_from)
-    select g.workflow_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, v_now, g.deadline,
+    select g.workflow_id, g.parent_id, case when _finish.leases is not null then g.lease end, g.created_at, g.started_at, v_now, g.deadline,
       g.worker_id, g.attempt, g.failures + (_finish.status = 'failed' and _finish.leases is not null)::integer, g.crashes,
       g.max_attempts, g.priority, _finish.status, g.timeout, g.name, g.queue, g.key, g.tags, g.input, g.output, g.final_error, g.warning,
       g.forked_from, g.forked_at_step, g.continued_from
@@ -41,7 +44,20 @@ begin
     from closed c where c.at_most_once
     on conflict do nothing
   )
-  select array_agg(f.workflow_id) into v_finished from finished f;
+  select array_agg(g.workflow_id), array_agg(g.workflow_id) filter (where g.parent_id is not null),
+      array_agg(g.parent_id) filter (where g.parent_id is not null),
+      array_agg((g.limited is true and isfinite(g.wake_at) is not false)::integer) filter (where g.parent_id is not null)
+    into v_finished, v_children, v_parents, v_slots
+  from gone g;
+  if v_children is not null then
+    insert into durable.ended_children (parent_id, first_id, slots)
+    select c.parent_id, durable._child_id(c.child_id, 0), sum(c.slots)
+    from unnest(v_parents, v_children, v_slots) as c(parent_id, child_id, slots) group by 1, 2;
+  end if;
+  -- Whoever holds a lease does not wait.
+  if _finish.leases is null then
+    delete from durable.waits w where w.workflow_id = any(v_finished);
+  end if;
   return v_finished;
 end
 $$;

@@ -2,6 +2,21 @@
 -- ended: whatever depends on the outcome of a step ends after it. So of steps that ran side by side, those that ended first are
 -- copied, and the others run again.
 
+-- Whether a step started children that no wait had seen the end of by then. They are those of the original: a fork starts its
+-- own.
+create function durable._has_pending_children(step durable.checkpoints, until timestamptz)
+returns boolean language plpgsql stable as $$
+begin
+  return step.output ? 'first'
+    and durable._is_child(durable._as_first_id(step.output ->> 'first'), step.workflow_id) is true
+    and not exists (
+      select from durable.checkpoints w
+      where w.workflow_id = step.workflow_id and w.completed_at < until and (
+        w.output #>> '{value,first}' = step.output ->> 'first'
+        or w.output -> 'values' @> jsonb_build_array(jsonb_build_object('first', step.output -> 'first'))));
+end
+$$;
+
 -- Returns the ids of the forks in the order of the workflows; null for those that are not stored, or lack a step.
 create function durable._fork(workflow_ids uuid[], from_step text, input jsonb, outputs jsonb)
 returns uuid[] language plpgsql as $$
@@ -52,6 +67,7 @@ begin
     select i.fork, c.started_at, c.completed_at, c.attempt, c.status, c.step_name, c.output, c.error
     from item i join durable.checkpoints c on c.workflow_id = i.workflow_id
     where c.completed_at < i.until and c.step_name is distinct from _fork.from_step and not outputs ? c.step_name
+      and not durable._has_pending_children(c, i.until)
   ), replaced as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output)
     select i.fork, c.started_at, coalesce(c.completed_at, v_now), coalesce(c.attempt, 1), 'completed', o.key, o.value

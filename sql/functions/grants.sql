@@ -4,13 +4,14 @@ create function durable._functions_of(audience text)
 returns setof regprocedure language sql stable as $$
   select p.oid::regprocedure from pg_proc p
   where p.pronamespace = 'durable'::regnamespace and p.proname::text = any (case audience
-    when 'client' then array['enqueue', 'enqueue_many', 'cancel', 'pause', 'resume', 'retry', 'retry_many', 'fork', 'fork_many',
-      'status', 'result', 'history', 'state', 'cron_next', 'version', 'build']
-    when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'claim', 'complete', 'complete_many',
-      'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish', 'reclaim', 'recover',
-      'release_many', 'start_step', 'step_result', 'suspend', 'tick', 'warn', 'version', 'build']
-    when 'observer' then array['cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result', 'version',
-      'build']
+    when 'client' then array['enqueue', 'enqueue_many', 'send', 'emit', 'cancel', 'pause', 'resume', 'retry', 'retry_many', 'fork',
+      'fork_many', 'status', 'result', 'history', 'state', 'cron_next', 'version', 'build']
+    when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'child_results', 'claim', 'complete',
+      'complete_many', 'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish',
+      'recheck_waits', 'reclaim', 'recover', 'release_many', 'start_children', 'start_step', 'step_result', 'suspend', 'tick', 'wait',
+      'wait_many', 'warn', 'version', 'build']
+    when 'observer' then array['child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
+      'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
       'enable_pg_cron', 'fork', 'fork_many', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'resume',
       'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
@@ -45,8 +46,8 @@ $$;
 create function durable.grant_client(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('client', role); end $$;
 comment on function durable.grant_client(regrole) is
-  'Lets a role enqueue, cancel, pause, resume, retry and fork workflows, and read the status, result, history and published '
-  'state of one whose id it knows.';
+  'Lets a role enqueue, cancel, pause, resume, retry and fork workflows, send messages, emit events, and read the status, '
+  'result, history and published state of one whose id it knows.';
 
 create function durable.grant_worker(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('worker', role); end $$;

@@ -2,34 +2,37 @@ create view durable.workflows as
   select l.workflow_id, l.name, l.status, l.queue, l.key, l.priority, l.tags, l.attempt, l.failures, l.crashes, l.max_attempts,
     l.input, null::jsonb as output, l.error, l.error ->> 'message' as error_message,
     l.created_at, l.started_at, null::timestamptz as completed_at, l.wake_at, l.deadline, l.timeout,
-    (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker,
+    (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker, l.parent_id,
     l.paused_at, l.pause_reason, l.warning, l.forked_from, l.forked_at_step, l.continued_from, null::uuid as continued_as
   from durable.live_workflows l
   union all
   select f.workflow_id, f.name, f.status, f.queue, f.key, f.priority, f.tags, f.attempt, f.failures, f.crashes, f.max_attempts,
     f.input, f.output, f.error, f.error ->> 'message',
     f.created_at, f.started_at, f.completed_at, null, f.deadline, f.timeout,
-    (select w.name from durable.workers w where w.worker_id = f.worker_id),
+    (select w.name from durable.workers w where w.worker_id = f.worker_id), f.parent_id,
     null, null, f.warning, f.forked_from, f.forked_at_step, f.continued_from, f.continued_as
   from durable.finished_workflows f;
 comment on view durable.workflows is
   'Every workflow, unfinished and finished. error is what ended the last attempt; wake_at is when a delayed, retried or sleeping '
-  'one becomes ready; worker is the worker that runs it, or ended it while that one is still listed. paused_at is when it was '
-  'paused, null while it is not. forked_from and forked_at_step tell what it is a fork of; continued_from and continued_as '
-  'are the runs before and after it.';
+  'one becomes ready (infinity for a child that max_parallel holds back); worker is the worker that runs it, or ended it while '
+  'that one is still listed; parent_id is the workflow that started a child. paused_at is when it was paused, null while it is '
+  'not. forked_from and forked_at_step tell what it is a fork of; continued_from and continued_as are the runs before and '
+  'after it.';
 
 create view durable.workflow_steps as
   select c.workflow_id, c.step_name, c.status, c.attempt, c.output, c.error, c.error ->> 'message' as error_message,
-    c.started_at, c.completed_at, null::timestamptz as retry_at, false as at_most_once
+    c.started_at, c.completed_at, null::timestamptz as retry_at, false as at_most_once,
+    null::timestamptz as wait_until, null::jsonb as waits_for
   from durable.checkpoints c
   union all
   select o.workflow_id, o.step_name, 'running'::durable.step_status, o.attempt, null, o.error, o.error ->> 'message',
-    o.started_at, null, o.retry_at, o.at_most_once
+    o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
   where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name);
 comment on view durable.workflow_steps is
-  'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once or have '
-  'been running for longer than a heartbeat. error is why the step, or its last attempt, failed.';
+  'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '
+  'have been running for longer than a heartbeat. error is why the step, or its last attempt, failed. waits_for are the '
+  'conditions of a wait, and wait_until is when it times out.';
 
 create function durable.status(workflow_id uuid)
 returns durable.workflow_status language plpgsql stable security definer

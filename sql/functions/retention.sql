@@ -1,7 +1,8 @@
 -- The end of history. A day is dropped as a whole when nothing in it is needed any more, which costs the same for a thousand
 -- workflows as for ten million. Rows are deleted one by one, in bounded batches, where a day cannot be dropped: because a
 -- rule keeps some of it longer than the rest, because an unfinished workflow still writes into it, or because its partitions
--- are in use all the time. What is unfinished is never touched.
+-- are in use all the time. What is unfinished is never touched, and neither are the children of what is unfinished: their
+-- results are the outcome of its waits.
 --
 -- The partition of the workflows goes first, in one transaction, and that of their steps in another. In between there are
 -- steps without a workflow, which do no harm; a workflow without its steps would run them again when it is retried. One
@@ -58,7 +59,7 @@ begin
 end
 $$;
 
--- Whether anything of a day is unfinished, or ended since a time.
+-- Whether anything of a day is unfinished or has an unfinished parent, or ended since a time.
 create function durable._is_needed(day date, since timestamptz)
 returns boolean language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 declare
@@ -66,6 +67,12 @@ declare
   v_next uuid := durable._first_id(durable._start_of(day + 1));
 begin
   return exists (select from durable.live_workflows l where l.workflow_id >= v_first and l.workflow_id < v_next)
+    -- From the few that are older than the end of that day.
+    or exists (
+      select from durable.live_workflows l
+      where l.workflow_id < v_next and exists (
+        select from durable.finished_workflows f
+        where f.workflow_id >= v_first and f.workflow_id < v_next and f.parent_id = l.workflow_id))
     -- All there are, so that the index on status and time serves it.
     or exists (
       select from durable.finished_workflows f
@@ -189,6 +196,8 @@ begin
         and f.name = v_name and f.completed_at < v_newest
         and (v_of_name is not null
           or f.completed_at < coalesce(v_cutoffs[array_position(v_queues, f.queue)], v_default))
+        and (f.parent_id is null
+          or not exists (select from durable.live_workflows l where l.workflow_id = f.parent_id))
       order by f.completed_at limit max_workflows - v_count for update skip locked
     ), counted as (
       select e.workflow_id, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before

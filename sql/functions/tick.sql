@@ -3,10 +3,11 @@ create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(0::smallint);
+  v_now timestamptz := clock_timestamp();
+  v_ids uuid[];
   v_queues text[];
-  v_woken integer;
 begin
-  if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= statement_timestamp()) then
+  if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= v_now) then
     return 0;
   end if;
   perform pg_current_xact_id();
@@ -15,13 +16,14 @@ begin
     set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
     where l.workflow_id = any(array(
       select d.workflow_id from durable.live_workflows d
-      where d.wake_at > v_after and d.wake_at <= statement_timestamp()
+      where d.wake_at > v_after and d.wake_at <= v_now
       order by d.wake_at limit max_workflows for update skip locked))
-    returning l.queue, l.ready_seq
+    returning l.workflow_id, l.queue, l.ready_seq
   )
-  select array_agg(w.queue) filter (where w.ready_seq is not null), count(*)::integer into v_queues, v_woken from woken w;
+  select array_agg(w.workflow_id), array_agg(w.queue) filter (where w.ready_seq is not null) into v_ids, v_queues from woken w;
+  delete from durable.waits w where w.workflow_id = any(v_ids);
   perform durable._ring_each(v_queues);
-  return v_woken;
+  return coalesce(cardinality(v_ids), 0);
 end
 $$;
 
@@ -30,13 +32,14 @@ create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(1::smallint);
+  v_now timestamptz := clock_timestamp();
   v_late record;
   v_error jsonb := jsonb_build_object(
     'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
 begin
   select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
     select l.workflow_id, l.worker_id from durable.live_workflows l
-    where l.deadline > v_after and l.deadline <= statement_timestamp()
+    where l.deadline > v_after and l.deadline <= v_now
     order by l.deadline limit max_workflows for update skip locked) d;
   if v_late.ids is null then
     return 0;
@@ -84,15 +87,16 @@ declare
   v_again boolean := false;
   v_next timestamptz;
   v_soon timestamptz := clock_timestamp() + interval '10 seconds';
-  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then clock_timestamp() end;
+  v_begin constant timestamptz := clock_timestamp();
+  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array
-    '{dropped,recovered,woken,timed_out,paused,released,fired,backfilled,firings_forgotten,partitions,lanes,expired,freed,cleared}'::text[]
+  foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
+    'backfilled', 'firings_forgotten', 'partitions', 'lanes', 'expired', 'freed', 'aged', 'cleared']
   loop
     -- One part that fails does not stop the others.
     begin
@@ -100,6 +104,7 @@ begin
         when 'dropped' then durable._drop_history()
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
+        when 'signalled' then durable._wake_missed(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
         when 'paused' then durable._pause_failed(max_workflows)
         when 'released' then durable._release_queued(max_workflows)
@@ -112,11 +117,13 @@ begin
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
         -- Nobody waits for these: they are free already.
         when 'freed' then durable._free_keys(2 * max_workflows)
+        when 'aged' then durable._age_signals(max_workflows)
         when 'cleared' then durable._clear_state(2 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
         when 'expired' then v_done >= max_workflows / 10.0
+        when 'signalled' then v_done >= max_workflows
         else false end;
       v_report := v_report || jsonb_build_object(v_part, coalesce(v_done, 0));
       if v_part in ('woken', 'timed_out') then
@@ -138,7 +145,7 @@ begin
 
   v_next := least(
     -- Soon, but nine tenths of the time are for others.
-    case when v_again then clock_timestamp() + 9 * (clock_timestamp() - statement_timestamp()) end,
+    case when v_again then clock_timestamp() + 9 * (clock_timestamp() - v_begin) end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
@@ -151,9 +158,9 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, enforces timeouts, fires schedules, makes partitions ahead, tidies '
-  'the lanes of queues, removes history that is past its time. Each part does at most max_workflows per call, and deletes at most '
-  'twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
+  'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
+  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events and mail '
+  'that are past their time. Each part does at most max_workflows per call, and deletes at most twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '

@@ -79,8 +79,10 @@ begin
   return query
   select i.workflow_id, durable._why_lost(i.workflow_id, i.lease)
   from unnest(heartbeat.workflow_ids, heartbeat.leases) as i(workflow_id, lease)
+  -- What it has just parked it will be told by the answer to that call.
   where not exists (
-    select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease);
+    select from durable.live_workflows l
+    where l.workflow_id = i.workflow_id and i.lease in (l.lease, l.parked_lease));
 end
 $$;
 comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is

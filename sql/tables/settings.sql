@@ -35,4 +35,5 @@ insert into durable.setting_defaults (name, value, type, description) values
   ('dead_worker_retention', '1 day', 'interval', 'How long a dead worker stays listed.'),
   ('schedule_grace', '1 minute', 'interval',
    'How late a schedule may fire in any case; later, a due time is missed unless the schedule catches up.'),
-  ('firing_retention', '30 days', 'interval', 'How long the firings of schedules stay listed.');
+  ('firing_retention', '30 days', 'interval', 'How long the firings of schedules stay listed.'),
+  ('event_retention', '30 days', 'interval', 'How long an emitted event is kept.');

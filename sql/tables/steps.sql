@@ -1,6 +1,6 @@
 -- Steps, too, are stored by temperature: checkpoints is append-only and holds outcomes; open_steps holds the few steps
--- whose start had to be written down: at-most-once steps, steps between two attempts, and steps that have been running
--- for longer than a heartbeat. A fast step costs one insert, into checkpoints.
+-- whose start had to be written down: at-most-once steps, steps between two attempts, steps that have been running for
+-- longer than a heartbeat, and waits. A fast step costs one insert, into checkpoints.
 
 create table durable.checkpoints (
   workflow_id uuid not null,
@@ -38,10 +38,13 @@ create table durable.open_steps (
   at_most_once boolean not null default false,
   step_name text not null,
   error jsonb,
+  wait_until timestamptz,
+  waits_for jsonb,
   constraint open_steps_pkey primary key (workflow_id, step_name),
   constraint open_steps_attempt check (attempt >= 1),
   constraint open_steps_retry_has_error check ((retry_at is null) = (error is null)),
   constraint open_steps_once_is_not_retried check (not at_most_once or retry_at is null),
+  constraint open_steps_wait_has_conditions check (wait_until is null or waits_for is not null),
   constraint open_steps_step_name_length check (char_length(step_name) between 1 and 500)
 ) with (
   -- Rows die when their step ends: vacuum early and by count, as durable.live_workflows.
@@ -53,3 +56,5 @@ comment on column durable.open_steps.lease is 'Lease of the worker that began it
 comment on column durable.open_steps.attempt is 'The attempt that runs, or that retry_at waits for.';
 comment on column durable.open_steps.retry_at is 'When the next attempt may start; null while one runs.';
 comment on column durable.open_steps.error is 'Why the attempt before failed.';
+comment on column durable.open_steps.wait_until is 'Of a wait: when it times out, set by the first call and never again; null for never.';
+comment on column durable.open_steps.waits_for is 'Of a wait: the conditions of the first call, with the times of timers; null for a step that is no wait.';

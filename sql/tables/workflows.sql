@@ -4,8 +4,9 @@
 --
 --     enqueue ──> pending ──claim──> running ──complete──> (moves to finished_workflows)
 --                    ^                  │ ├────fail, attempts left──> pending, due later
---                    ├──lease released──┘ └────fail, none left──────> (moves, failed)
---                    └──worker died───────────                  cancel, timeout: (moves) from any state
+--                    ├──lease released──┤ ├────fail, none left──────> (moves, failed)
+--                    ├──worker died─────┘ └────wait────> sleeping, waiting
+--                    └──its time, or what it waits for─────────┘    cancel, timeout: (moves) from any state
 --
 -- A row that is ready has a ready_seq, its place in line; a row that must wait has a wake_at instead, and gets a
 -- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
@@ -23,6 +24,7 @@
 
 create table durable.live_workflows (
   workflow_id uuid not null,
+  parent_id uuid,
   lease bigint,
   ready_seq bigint,
   wake_at timestamptz,
@@ -31,6 +33,7 @@ create table durable.live_workflows (
   started_at timestamptz,
   worker_id integer,
   failed_lease bigint,
+  parked_lease bigint,
   paused_at timestamptz,
   paused_lease bigint,
   attempt integer not null default 1,
@@ -39,6 +42,7 @@ create table durable.live_workflows (
   max_attempts integer not null default 1,
   priority smallint not null default 0,
   replay boolean not null default false,
+  limited boolean,
   status durable.workflow_status not null,
   timeout interval,
   name text not null,
@@ -83,12 +87,17 @@ create index live_workflows_ready_idx on durable.live_workflows (queue, priority
 -- Recovery reads what a dead worker holds.
 create index live_workflows_held_idx on durable.live_workflows (worker_id) where worker_id is not null;
 create index live_workflows_wake_idx on durable.live_workflows (wake_at) where wake_at is not null;
+-- Cancellation reads the children of a workflow.
+create index live_workflows_parent_idx on durable.live_workflows (parent_id) where parent_id is not null;
 create index live_workflows_deadline_idx on durable.live_workflows (deadline) where deadline is not null;
 
 comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
+comment on column durable.live_workflows.parent_id is 'The workflow that started it and is told of its end; null for most.';
+comment on column durable.live_workflows.limited is
+  'True for a child whose end lets in a sibling that max_parallel holds back; one that is held back has a wake_at of infinity.';
 comment on column durable.live_workflows.lease is 'Fencing token of the worker that runs it; every later call of that worker carries it.';
 comment on column durable.live_workflows.ready_seq is 'Place in line within queue and priority; null when it is not ready.';
-comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry or sleep.';
+comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry, sleep or the end of a wait.';
 comment on column durable.live_workflows.deadline is 'When its timeout ends it; set by the first claim.';
 comment on column durable.live_workflows.attempt is 'Which attempt this is, from 1; failures, crashes and retries add one.';
 comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
@@ -96,6 +105,8 @@ comment on column durable.live_workflows.crashes is 'Attempts that ended with th
 comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
 comment on column durable.live_workflows.failed_lease is
   'Lease under which the last attempt was reported as failed, so that the same report sent again is recognised.';
+comment on column durable.live_workflows.parked_lease is
+  'Lease under which it last began to wait, so that the same call sent again is recognised.';
 comment on column durable.live_workflows.paused_at is 'When it was paused; null while it is not.';
 comment on column durable.live_workflows.paused_lease is
   'Lease that the pause took from a worker, so that a pause that this worker reports again is recognised.';
@@ -108,6 +119,7 @@ comment on column durable.live_workflows.error is 'What ended the last attempt, 
 
 create table durable.finished_workflows (
   workflow_id uuid not null,
+  parent_id uuid,
   lease bigint,
   created_at timestamptz not null,
   started_at timestamptz,
@@ -153,6 +165,8 @@ create index finished_workflows_shape_key_idx on durable.finished_workflows_shap
 -- in a list, and whoever makes it too long sorts it in; a short one makes that a short wait.
 create index finished_workflows_shape_tags_idx on durable.finished_workflows_shape using gin (tags jsonb_path_ops)
   with (gin_pending_list_limit = 1024);
+-- "What did it start, and how did it end?" Nothing without a parent is in it.
+create index finished_workflows_shape_parent_idx on durable.finished_workflows_shape (parent_id) where parent_id is not null;
 comment on table durable.finished_workflows_shape is 'Always empty: what a new partition of durable.finished_workflows looks like.';
 
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';

@@ -10,10 +10,23 @@ import json
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import psycopg
-from durable_client import AsyncContext, Context, Durable, Retry, StepInterrupted, current_step
+from durable_client import (
+    AsyncContext,
+    ChildFailed,
+    Context,
+    Durable,
+    Event,
+    Message,
+    Retry,
+    StepInterrupted,
+    Timer,
+    WaitTimedOut,
+    current_step,
+)  # fmt: skip
 
 from client.journal import Journal
 
@@ -174,6 +187,158 @@ async def transferring(ctx: AsyncContext, names: list[str]) -> list[str]:
 @app.workflow
 def plain_transferring(ctx: Context, names: list[str]) -> list[str]:
     return [ctx.transaction(transfer_plain, name) for name in names]
+
+
+# Waiting.
+
+
+@app.step
+async def mark(*what: Any) -> None:
+    journal().note("mark", *what)
+    await journal().pass_by_async("-".join(map(str, what)))
+
+
+@app.step(name="mark")
+def mark_plain(*what: Any) -> None:
+    journal().note("mark", *what)
+    journal().pass_by("-".join(map(str, what)))
+
+
+@app.workflow
+async def sleeping(ctx: AsyncContext, given: list[Any]) -> None:
+    name, length = given
+    await ctx.step(mark, name, "before")
+    await ctx.sleep(length)
+    await ctx.step(mark, name, "after")
+
+
+@app.workflow
+def plain_sleeping(ctx: Context, given: list[Any]) -> None:
+    name, length = given
+    ctx.step(mark_plain, name, "before")
+    ctx.sleep(length)
+    ctx.step(mark_plain, name, "after")
+
+
+@app.workflow
+async def receiving(ctx: AsyncContext, given: list[Any]) -> list[Any]:
+    name, count = given
+    received = []
+    for _ in range(count):
+        received.append(await ctx.receive("mail"))
+        await ctx.step(mark, name, *received)
+    return received
+
+
+@app.workflow
+def plain_receiving(ctx: Context, given: list[Any]) -> list[Any]:
+    name, count = given
+    received = []
+    for _ in range(count):
+        received.append(ctx.receive("mail"))
+        ctx.step(mark_plain, name, *received)
+    return received
+
+
+@app.workflow
+async def hearing(ctx: AsyncContext, name: str) -> list[Any]:
+    heard = await ctx.wait_event("news")
+    await ctx.step(mark, name, heard)
+    return [name, heard]
+
+
+@app.workflow
+def plain_hearing(ctx: Context, name: str) -> list[Any]:
+    heard = ctx.wait_event("news")
+    ctx.step(mark_plain, name, heard)
+    return [name, heard]
+
+
+@app.workflow
+async def patient(ctx: AsyncContext, limit: str) -> str:
+    try:
+        await ctx.receive("mail", timeout=limit)
+    except WaitTimedOut:
+        await ctx.step(mark, "timed out")
+        return "timed out"
+    return "received"
+
+
+@app.workflow
+def plain_patient(ctx: Context, limit: str) -> str:
+    try:
+        ctx.receive("mail", timeout=limit)
+    except WaitTimedOut:
+        ctx.step(mark_plain, "timed out")
+        return "timed out"
+    return "received"
+
+
+@app.workflow
+async def visiting(ctx: AsyncContext) -> list[Any]:
+    """Every kind of wait, one after the other."""
+    await ctx.step(mark, "begin")
+    await ctx.sleep_until(await ctx.now() + timedelta(milliseconds=100))
+    seen = [await ctx.receive("mail"), await ctx.receive("mail"), await ctx.wait_event("news")]
+    seen += await ctx.wait_all(Message("mail"), Event("news"))
+    met = await ctx.wait_any(Message("none"), Timer("100ms"))
+    await ctx.step(mark, "end")
+    return [*seen, met.index]
+
+
+# Children.
+
+
+@app.workflow
+async def leaf(ctx: AsyncContext, given: list[Any]) -> Any:
+    name, value = given
+    await ctx.step(mark, name, value)
+    if value == "bad":
+        raise ValueError("a bad leaf")
+    return value
+
+
+@app.workflow
+async def branching(ctx: AsyncContext, name: str) -> list[Any]:
+    """Every way to have children, one after the other."""
+    started = await ctx.start(leaf, [name, "started"])
+    many = await ctx.map(leaf, [[name, n] for n in range(4)], max_parallel=2)
+    some = await ctx.map(leaf, [[name, "good"], [name, "bad"]], return_failures=True)
+    met = await ctx.wait_any(started)
+    try:
+        await ctx.run(leaf, [name, "bad"])
+    except ChildFailed as error:
+        some.append(error)
+    return [await started.result(), many, [str(getattr(item, "error", item)) for item in some], met.index]
+
+
+@app.workflow
+def plain_branching(ctx: Context, name: str) -> list[Any]:
+    started = ctx.start(leaf, [name, "started"])
+    many = ctx.map(leaf, [[name, n] for n in range(4)], max_parallel=2)
+    some = ctx.map(leaf, [[name, "good"], [name, "bad"]], return_failures=True)
+    met = ctx.wait_any(started)
+    try:
+        ctx.run(leaf, [name, "bad"])
+    except ChildFailed as error:
+        some.append(error)
+    return [started.result(), many, [str(getattr(item, "error", item)) for item in some], met.index]
+
+
+@app.workflow
+async def joining(ctx: AsyncContext, name: str) -> Any:
+    """Has a child, of which it has a child: both wait."""
+    return await ctx.run(leaf, [name, "leaf"])
+
+
+@app.workflow
+async def root(ctx: AsyncContext, name: str) -> Any:
+    return [await ctx.run(joining, name), await ctx.step(mark, name, "end")]
+
+
+@app.workflow
+def plain_root(ctx: Context, name: str) -> Any:
+    return [ctx.run(joining, name), ctx.step(mark_plain, name, "end")]
 
 
 # Misbehaviour.

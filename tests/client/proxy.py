@@ -1,18 +1,22 @@
-"""A way to the server that loses answers: what the server did stays done, and the client never hears of it."""
+"""A way to the server that loses answers, or ends the client before or after a call: the server has done it or has not."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
 class Proxy:
     """Listens on a Unix socket and passes on what clients and the server say, statement by statement.
 
-    After ``lose(text)`` the next statement that contains the text is executed; its answer is thrown away once the
+    ``calls`` are the functions of durable that were called so far. After ``crash(function, n, when, kill)``, ``kill`` is
+    called at the n-th call of a function, before it reaches the server, or after it was executed; the client hears
+    nothing either way. After ``lose(text)`` the next statement that contains the text is executed; its answer is thrown away once the
     server is ready again, and the connection is closed.
     """
 
@@ -25,11 +29,32 @@ class Proxy:
         self._lock = threading.Lock()
         self._to_lose: list[str] = []
         self.lost: list[str] = []
+        self.calls: list[str] = []
+        self._crash: tuple[str, int, str, Callable[[], object]] | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose(self, *texts: str) -> None:
         with self._lock:
             self._to_lose.extend(texts)
+
+    def crash(self, function: str, n: int, when: str, kill: Callable[[], object]) -> None:
+        with self._lock:
+            self.calls.clear()
+            self._crash = (function, n, when, kill)
+
+    def crashes(self, statement: str) -> tuple[str, Callable[[], object]] | None:
+        """When the client ends at this statement, if it does, and what ends it."""
+        with self._lock:
+            called = re.search(r"durable\.(\w+)\(", statement)
+            if called is None:
+                return None
+            self.calls.append(called[1])
+            if self._crash is not None:
+                function, n, when, kill = self._crash
+                if called[1] == function and self.calls.count(function) == n:
+                    self._crash = None
+                    return when, kill
+            return None
 
     def close(self) -> None:
         for one in [self._listener, *self._sockets]:
@@ -66,6 +91,7 @@ class _Conversation:
         self._server = server
         self._prepared: dict[bytes, str] = {}
         self._losing = threading.Event()
+        self._kill: Callable[[], object] | None = None
         for call in (self._from_client, self._from_server):
             threading.Thread(target=call, daemon=True).start()
 
@@ -83,7 +109,14 @@ class _Conversation:
                     statement = self._prepared.get(body.split(b"\0", 2)[1])
                 elif kind == b"Q":
                     statement = body.rstrip(b"\0").decode()
-                if statement is not None and self._proxy.take(statement):
+                crash = None if statement is None else self._proxy.crashes(statement)
+                if crash is not None and crash[0] == "before":
+                    crash[1]()
+                    break
+                if crash is not None:
+                    self._kill = crash[1]
+                    self._losing.set()
+                elif statement is not None and self._proxy.take(statement):
                     self._losing.set()
                 self._server.sendall(whole)
         self._hang_up()
@@ -95,6 +128,8 @@ class _Conversation:
                 if not self._losing.is_set():
                     self._client.sendall(whole)
                 elif kind == b"Z":
+                    if self._kill is not None:
+                        self._kill()
                     break
         self._hang_up()
 

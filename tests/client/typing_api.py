@@ -11,7 +11,22 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from durable_client import AsyncContext, AsyncHandle, Context, Durable, Handle, Retry, StepRecord
+from durable_client import (
+    AsyncChild,
+    AsyncContext,
+    AsyncHandle,
+    Child,
+    ChildFailed,
+    Context,
+    Durable,
+    Event,
+    Handle,
+    Message,
+    Met,
+    Retry,
+    StepRecord,
+    Timer,
+)
 from typing_extensions import assert_type
 
 app = Durable()
@@ -48,6 +63,11 @@ async def book_async(conn: psycopg.AsyncConnection[Any], parcel: str) -> int:
     return len(parcel)
 
 
+@app.workflow
+async def child(ctx: AsyncContext, number: int) -> str:
+    return str(number)
+
+
 @app.workflow(queue="orders", max_attempts=3, timeout="1 day", priority=-1)
 def fulfil(ctx: Context, order: Order) -> int:
     parcel = ctx.step(pack, order, fragile=True)
@@ -57,6 +77,19 @@ def fulfil(ctx: Context, order: Order) -> int:
     assert_type(ctx.transaction(book_async, parcel), int)
     assert_type(ctx.submit(ship, parcel), concurrent.futures.Future[Any])
     assert_type(ctx.now(), datetime)
+    ctx.sleep("1 s")
+    assert_type(ctx.receive("topic", timeout="1 day"), Any)
+    assert_type(ctx.receive("topic", type=Order), Order)
+    assert_type(ctx.wait_event("event", type=Order), Order)
+    assert_type(ctx.wait_any(Message("topic"), Timer("1 day")), Met)
+    assert_type(ctx.wait_all(Event("event"), timeout=5), list[Any])
+    started = ctx.start(child, 1, queue="others")
+    assert_type(started, Child[str])
+    assert_type(started.result(timeout="1 day"), str)
+    assert_type(ctx.wait_any(started), Met)
+    assert_type(ctx.run(child, 1), str)
+    assert_type(ctx.map(child, [1, 2], max_parallel=5), list[str])
+    assert_type(ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
     assert_type(ctx.uuid(), UUID)
     assert_type(ctx.random(), float)
     assert_type(ctx.attempt, int)
@@ -80,6 +113,16 @@ async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
     assert_type(await ctx.transaction(book_async, parcel), int)
     assert_type(ctx.submit(ship, parcel), asyncio.Future[Any])
     assert_type(await ctx.now(), datetime)
+    await ctx.sleep("1 s")
+    assert_type(await ctx.receive("topic", type=Order), Order)
+    assert_type(await ctx.wait_any(Message("topic"), Timer("1 day")), Met)
+    assert_type(await ctx.wait_all(Event("event")), list[Any])
+    started = await ctx.start(child, 1)
+    assert_type(started, AsyncChild[str])
+    assert_type(await started.result(), str)
+    assert_type(await ctx.run(child, 1), str)
+    assert_type(await ctx.map(child, [1, 2]), list[str])
+    assert_type(await ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
     assert_type(ctx.uuid(), UUID)
     await ctx.step(pack, "parcel")  # type: ignore[call-overload]
     await ctx.set("parcel", parcel)
@@ -100,6 +143,8 @@ def ask() -> None:
     assert_type(handle.resume(), bool)
     assert_type(handle.state(), dict[str, Any])
     assert_type(handle.fork("ship", input=Order(2), outputs={"pack": "1 True"}), Handle[int])
+    assert_type(handle.send("topic", Order(1), key="k"), bool)
+    assert_type(app.emit("event"), bool)
     assert_type(app.enqueue_many(fulfil, [Order(1)]), list[Handle[int]])
     assert_type(app.handle(handle.workflow_id, fulfil), Handle[int])
     assert_type(pack(Order(1)), str)

@@ -57,6 +57,12 @@ select pg_temp.raises(
   'WF003', '%key ''running'' belongs to workflow ''w'', not to ''other''', '%Nothing was enqueued.', 'A key names one run%',
   'WF003, key conflict');
 select pg_temp.raises(
+  $$ select durable.send(pg_temp.id('cancelled'), 'topic') $$,
+  'WF013', '%has ended (cancelled)%', 'Nothing was sent.', '%durable.retry()%', 'WF013, a message to a workflow that has ended');
+select pg_temp.raises(
+  $$ select durable.wait(pg_temp.id('running'), pg_temp.lease('running'), 's', '[{"what": 1}]') $$,
+  'WF005', '%step ''s'': the wait is not valid', 'Nothing was changed.', 'conditions is a JSON array%', 'WF005, a wait');
+select pg_temp.raises(
   $$ select durable.checkpoint(pg_temp.id('cancelled'), pg_temp.lease('cancelled'), 's') $$,
   'WF004', '%cancelled', 'Nothing was changed.', 'Stop working on it.', 'WF004, cancelled');
 select pg_temp.raises(

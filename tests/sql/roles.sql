@@ -28,7 +28,8 @@ insert into matrix values
   ('next_firings', 'oa'), ('pause', 'ca'), ('pause_schedule', 'a'), ('publish', 'w'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
   ('result', 'co'), ('resume', 'ca'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('retry_many', 'ca'),
   ('schedule', 'a'), ('start_step', 'w'), ('state', 'co'), ('status', 'co'), ('suspend', 'w'), ('warn', 'w'),
-  ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwoa');
+  ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwoa'), ('send', 'c'), ('emit', 'c'),
+  ('wait', 'w'), ('wait_many', 'w'), ('recheck_waits', 'w'), ('start_children', 'w'), ('child_results', 'wo');
 
 create temp table audience (letter text, role name);
 insert into audience values
@@ -78,20 +79,28 @@ create temp table life (workflow_id uuid, lease bigint);
 grant all on life to public;
 set local role durable_t_client;
 select lives_ok($$ insert into life (workflow_id) select durable.enqueue('w', key => 'k') $$, 'a client enqueues');
+select lives_ok($$ select durable.send(workflow_id, 'topic', '1') from life $$, 'a client sends');
+select lives_ok($$ select durable.emit('event') $$, 'a client emits');
+select lives_ok($$ set constraints all immediate $$, 'and wakes, at its commit, what it may not see');
 select throws_ok($$ select durable.claim('w') $$, '42501', null, 'a client does not claim');
 select throws_ok($$ select * from durable.workflows $$, '42501', null, 'a client does not read what others enqueued');
 select throws_ok($$ select durable.schedule('s', '@hourly', 'w') $$, '42501', null, 'a client does not make schedules');
 set local role durable_t_worker;
 select lives_ok($$ update life l set lease = c.lease from durable.claim('w') c $$, 'a worker claims');
 select lives_ok($$ select durable.attach('w') $$, 'a worker attaches');
+select lives_ok($$ select w.* from life, durable.wait(workflow_id, lease, 'r', '[{"message": "topic"}]') w $$, 'a worker receives');
+select throws_ok($$ select durable.emit('another') $$, '42501', null, 'a worker does not emit');
 select lives_ok($$ select durable.checkpoint(workflow_id, lease, 's', '1') from life $$, 'a worker checkpoints');
 select lives_ok($$ select durable.publish(workflow_id, lease, 'k', '1') from life $$, 'a worker publishes');
+select lives_ok($$ select durable.start_children(workflow_id, lease, 'c', 'child', '{"1"}') from life $$, 'a worker starts children');
+select lives_ok($$ select durable.complete(c.workflow_id, c.lease) from durable.claim('w') c $$, 'a worker completes one');
+select lives_ok($$ set constraints all immediate $$, 'and wakes, at its commit, the parent, which it may not see');
 select lives_ok($$ select durable.complete(workflow_id, lease, '1') from life $$, 'a worker completes');
 select lives_ok($$ select durable.tick() $$, 'a worker ticks');
 select throws_ok($$ select durable.enqueue('w') $$, '42501', null, 'a worker does not enqueue');
 select throws_ok($$ select durable.grant_admin('durable_t_worker') $$, '42501', null, 'a worker does not make itself an admin');
 set local role durable_t_observer;
-select results_eq($$ select status::text, output from durable.workflows $$, $$ values ('completed', '1'::jsonb) $$, 'an observer reads');
+select results_eq($$ select status::text, output from durable.workflows where name = 'w' $$, $$ values ('completed', '1'::jsonb) $$, 'an observer reads');
 select throws_ok($$ update durable.workers set name = 'x' $$, '42501', null, 'an observer writes nothing');
 set local role durable_t_admin;
 select lives_ok($$ select durable.configure('lease', '1 minute') $$, 'an admin changes a setting');

@@ -1,13 +1,17 @@
 """Durable workflows in Python on nothing but Postgres."""
 
 from ._app import Durable
+from ._child import Child
+from ._child_async import AsyncChild
 from ._client import Client, Handle
 from ._client_async import AsyncClient, AsyncHandle
+from ._conditions import Event, Message, Met, Timer
 from ._context import Context
 from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
 from ._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from ._errors import (
+    ChildFailed,
     DurableError,
     InvalidArgument,
     KeyConflict,
@@ -19,7 +23,9 @@ from ._errors import (
     StepFailed,
     StepInterrupted,
     StepTimedOut,
+    WaitTimedOut,
     WorkflowCancelled,
+    WorkflowEnded,
     WorkflowFailed,
     WorkflowNotFound,
     WorkflowTimedOut,
@@ -33,21 +39,27 @@ from ._version import __version__
 from ._worker import Worker
 
 __all__ = [
+    "AsyncChild",
     "AsyncClient",
     "AsyncContext",
     "AsyncHandle",
     "BackfillStep",
+    "Child",
+    "ChildFailed",
     "Client",
     "Context",
     "Durable",
     "DurableError",
     "EmbeddedPostgres",
     "EmbeddedPostgresError",
+    "Event",
     "Firing",
     "Handle",
     "InvalidArgument",
     "KeyConflict",
     "LeaseLost",
+    "Message",
+    "Met",
     "PayloadTooLarge",
     "RecoveryLimitExceeded",
     "ResultTimeout",
@@ -60,9 +72,12 @@ __all__ = [
     "StepInterrupted",
     "StepRecord",
     "StepTimedOut",
+    "Timer",
+    "WaitTimedOut",
     "Worker",
     "Workflow",
     "WorkflowCancelled",
+    "WorkflowEnded",
     "WorkflowFailed",
     "WorkflowInterrupted",
     "WorkflowNotFound",

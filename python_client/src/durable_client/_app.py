@@ -258,6 +258,22 @@ class Durable:
             conn=conn,
         )
 
+    def send(
+        self, workflow_id: Any, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None
+    ) -> bool:
+        """Sends a message to one workflow, which need not have started; it receives it with ``ctx.receive(topic)``.
+
+        A ``key`` that it was sent before sends nothing and returns False. With ``conn``, a psycopg connection, the
+        message is sent with its transaction. Raises WorkflowEnded, WorkflowNotFound, PayloadTooLarge.
+        """
+        return self.client.send(workflow_id, topic, payload, key=key, conn=conn)
+
+    def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
+        """Tells of an event: all workflows that wait for it, now or later, go on. The first emit of a name stands;
+        a later one changes nothing and returns False. With ``conn`` it is part of that transaction.
+        """
+        return self.client.emit(event, payload, conn=conn)
+
     def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return self.client.handle(workflow_id, workflow)

@@ -43,6 +43,20 @@ STEP_RESULT = "select status::text, output::text, error::text from durable.step_
 FAIL = (
     "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
 )
+WAIT = (
+    "select item, outcome, output::text, error::text from durable.wait_many("
+    "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::interval[],"
+    " (select array_agg(to_timestamp(u) order by n) from unnest(%s::float8[]) with ordinality as t(u, n)),"
+    " %s::text[], %s::boolean[])"
+)
+START_CHILDREN = (
+    "select durable.start_children(%s, %s, %s, %s, %s::jsonb[], %s, %s, %s, %s,"
+    " make_interval(secs => %s), %s::jsonb)::text"
+)
+CHILD_RESULTS = "select output::text from durable.child_results(%s)"
+RECHECK = "select durable.recheck_waits(%s::uuid[])"
+SEND = "select durable.send(%s, %s, %s::jsonb, %s)"
+EMIT = "select durable.emit(%s, %s::jsonb)"
 ENQUEUE = "select durable.enqueue(%s, %s::jsonb, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
 ENQUEUE_MANY = (
     "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"

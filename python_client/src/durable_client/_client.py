@@ -83,6 +83,10 @@ class Handle(Generic[R]):
         rows = self._client._all(_calls.CANCEL, [self.workflow_id, reason])
         return bool(rows[0][0])
 
+    def send(self, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None) -> bool:
+        """Sends a message to the workflow; see ``Durable.send``."""
+        return self._client.send(self.workflow_id, topic, payload, key=key, conn=conn)
+
     def retry(self) -> bool:
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
         rows = self._client._all(_calls.RETRY, [self.workflow_id])
@@ -208,6 +212,19 @@ class Client:
     def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return Handle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
+
+    def send(
+        self, workflow_id: Any, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None
+    ) -> bool:
+        """Sends a message to one workflow; see ``Durable.send``."""
+        text = _codec.encode(payload, f"the message to workflow {workflow_id}")
+        rows = self._all(_calls.SEND, [str(workflow_id), topic, text, key], conn)
+        return bool(rows[0][0])
+
+    def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
+        """Tells of an event; see ``Durable.emit``."""
+        rows = self._all(_calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
+        return bool(rows[0][0])
 
     def enqueue(
         self,

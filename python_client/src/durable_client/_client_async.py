@@ -83,6 +83,10 @@ class AsyncHandle(Generic[R]):
         rows = await self._client._all(_calls.CANCEL, [self.workflow_id, reason])
         return bool(rows[0][0])
 
+    async def send(self, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None) -> bool:
+        """Sends a message to the workflow; see ``Durable.send``."""
+        return await self._client.send(self.workflow_id, topic, payload, key=key, conn=conn)
+
     async def retry(self) -> bool:
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
         rows = await self._client._all(_calls.RETRY, [self.workflow_id])
@@ -209,6 +213,19 @@ class AsyncClient:
     def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> AsyncHandle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
         return AsyncHandle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
+
+    async def send(
+        self, workflow_id: Any, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None
+    ) -> bool:
+        """Sends a message to one workflow; see ``Durable.send``."""
+        text = _codec.encode(payload, f"the message to workflow {workflow_id}")
+        rows = await self._all(_calls.SEND, [str(workflow_id), topic, text, key], conn)
+        return bool(rows[0][0])
+
+    async def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
+        """Tells of an event; see ``Durable.emit``."""
+        rows = await self._all(_calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
+        return bool(rows[0][0])
 
     async def enqueue(
         self,

@@ -9,16 +9,20 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid5
 
-from . import _codec
+from . import _children, _codec
 from ._calls import StoredStep
-from ._definitions import Step, as_step
+from ._child_async import AsyncChild
+from ._conditions import Condition, Event, Message, Met, length, timestamp, value_of
+from ._conditions import encode as encode_conditions
+from ._definitions import Step, Workflow, as_step
+from ._durations import Duration
 from ._engine import AsyncEngine
-from ._errors import DurableError, InvalidArgument, PayloadTooLarge, step_failed
+from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
 from ._run import LONG_RUN, Misfit, Run, WorkflowInterrupted, in_step
 
@@ -30,7 +34,14 @@ def _clock(run: Run) -> datetime:
     return run.database_now()
 
 
+async def _pause(length: float) -> None:
+    await asyncio.sleep(length)
+
+
 _NOW: Step[[Run], datetime] = Step(_clock, "now")
+_PAUSE: Step[[float], Any] = Step(_pause, "sleep")
+# A sleep shorter than this many seconds stays in the process.
+_SHORT = 1.0
 
 
 class AsyncContext:
@@ -86,7 +97,10 @@ class AsyncContext:
     def submit(self, step: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[Any]:
         """Starts a step beside the code that follows; its future gives the output."""
         known = as_step(step)
-        return self._engine.spawn(self._perform, known, self._name(known.name), self._invoke, args, kwargs)
+        name = self._name(known.name)
+        # Now, and not when its thread has started: what waits meanwhile must know of it.
+        self._run.active.add(name)
+        return self._engine.spawn(self._perform, known, name, self._invoke, args, kwargs)
 
     @overload
     def transaction(
@@ -109,6 +123,95 @@ class AsyncContext:
                 hint="Leave out at_most_once and timeout; statement_timeout limits its SQL.",
             )
         return self._perform(known, self._name(known.name), self._transact, args, kwargs)
+
+    def sleep(self, duration: Duration) -> Awaitable[None]:
+        """Sleeps so long, by the database's clock; ``"3 days"``, say. Survives crashes, and holds no worker meanwhile.
+
+        Less than a second is spent in the process, and after a crash once more.
+        """
+        seconds = length(duration)
+        if seconds < _SHORT:
+            return self._nap(self._name("sleep"), seconds)
+        return self._sleep(self._name("sleep"), seconds, None)
+
+    def sleep_until(self, at: datetime) -> Awaitable[None]:
+        """Sleeps until a time, which has a time zone, by the database's clock."""
+        return self._sleep(self._name("sleep"), None, timestamp(at))
+
+    @overload
+    def receive(self, topic: str, *, timeout: Duration | None = None) -> Awaitable[Any]: ...
+    @overload
+    def receive(self, topic: str, *, timeout: Duration | None = None, type: type[R]) -> Awaitable[R]: ...
+    def receive(self, topic: str, *, timeout: Duration | None = None, type: Any = None) -> Any:
+        """The next message of a topic that was sent to this workflow, as ``type`` if one is given. Waits for it.
+
+        Raises WaitTimedOut when none has come within ``timeout``, which counts from the first call, also after a crash.
+        """
+        return self._wait_for(f"receive:{topic}", Message(topic), timeout, type)
+
+    @overload
+    def wait_event(self, name: str, *, timeout: Duration | None = None) -> Awaitable[Any]: ...
+    @overload
+    def wait_event(self, name: str, *, timeout: Duration | None = None, type: type[R]) -> Awaitable[R]: ...
+    def wait_event(self, name: str, *, timeout: Duration | None = None, type: Any = None) -> Any:
+        """The payload of an event, as ``type`` if one is given. Waits until it is emitted, if it was not before.
+
+        Raises WaitTimedOut when it was not emitted within ``timeout``, which counts from the first call.
+        """
+        return self._wait_for(f"event:{name}", Event(name), timeout, type)
+
+    def wait_any(self, *conditions: Condition, timeout: Duration | None = None) -> Awaitable[Met]:
+        """Waits until one of the conditions is met; the first in the list that is. Takes the message of no other.
+
+        Raises WaitTimedOut when none was within ``timeout``.
+        """
+        return self._any_of(self._name("wait_any"), conditions, timeout)
+
+    def wait_all(self, *conditions: Condition, timeout: Duration | None = None) -> Awaitable[list[Any]]:
+        """Waits until all of the conditions are met, and returns their values in the order of the list.
+
+        Raises WaitTimedOut when they were not within ``timeout``; then it has taken no message.
+        """
+        return self._all_of(self._name("wait_all"), conditions, timeout)
+
+    def start(self, workflow: Workflow[..., R] | str, input: Any = None, **options: Any) -> Awaitable[AsyncChild[R]]:
+        """Starts a child: a workflow that is cancelled with this one, and otherwise lives on its own.
+
+        It is a step: a replay gets the same child. ``options`` are ``queue``, ``priority``, ``max_attempts``,
+        ``timeout`` and ``tags``, as for ``Durable.enqueue``; for a child that is given by its name, queue and
+        priority are those of this workflow.
+        """
+        return self._start_one(self._name(f"start:{_children.name_of(workflow)}"), workflow, input, options)
+
+    def run(self, workflow: Workflow[..., R] | str, input: Any = None, **options: Any) -> Awaitable[R]:
+        """Starts a child, waits for its end and returns its output; holds no worker meanwhile.
+
+        Raises ChildFailed when it failed or was cancelled. ``options`` are those of ``start``.
+        """
+        return self._run_one(self._name(f"run:{_children.name_of(workflow)}"), workflow, input, options)
+
+    @overload
+    def map(
+        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        return_failures: Literal[False] = False, **options: Any,
+    ) -> Awaitable[list[R]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        return_failures: Literal[True], **options: Any,
+    ) -> Awaitable[list[R | ChildFailed]]: ...  # fmt: skip
+    def map(
+        self, workflow: Any, items: Iterable[Any], *, max_parallel: int | None = None, return_failures: bool = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """Starts a child for each item, at most a million, waits until all have ended and returns their outputs in the
+        order of the items; holds no worker meanwhile. At most ``max_parallel`` of them are under way at a time.
+
+        Raises the first ChildFailed in the order of the items, when all have ended. With ``return_failures`` it raises
+        none, and returns them in the places of the outputs. ``options`` are those of ``start``.
+        """
+        name = self._name(f"map:{_children.name_of(workflow)}")
+        return self._map(name, workflow, list(items), return_failures, {**options, "max_parallel": max_parallel})
 
     def now(self) -> Awaitable[datetime]:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
@@ -163,6 +266,16 @@ class AsyncContext:
 
     async def _perform(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
         run = self._run
+        run.active.add(name)
+        try:
+            return await self._attempt(step, name, how, args, kwargs)
+        finally:
+            run.active.discard(name)
+            if run.waits:
+                self._engine.step_ended(run)
+
+    async def _attempt(self, step: Step[Any, Any], name: str, how: Any, args: Any, kwargs: Any) -> Any:
+        run = self._run
         attempt = 1
         if run.replay:
             stored = run.replay.get(name)
@@ -175,6 +288,8 @@ class AsyncContext:
                 await asyncio.sleep(stored.retry_in)
         while True:
             run.check()
+            if run.gate is not None:
+                await self._engine.pass_gate(run)
             if step.at_most_once:
                 known = await self._engine.start_step(run, name)
                 if known is not None:
@@ -211,14 +326,120 @@ class AsyncContext:
     async def _transact(self, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
         return await self._engine.transact(self._run, step, name, attempt, args, kwargs)
 
+    async def _nap(self, name: str, length: float) -> None:
+        await self._perform(_PAUSE, name, self._invoke, (length,), {})
+
+    async def _sleep(self, name: str, length: float | None, until: float | None) -> None:
+        await self._wait(name, "[]", "any", length, until)
+
+    async def _wait(self, name: str, conditions: str, mode: str, timeout: float | None, until: float | None) -> Any:
+        stored = self._run.replay.get(name)
+        if stored is not None and stored.status != "running":
+            return await self._stored_output(name, stored)
+        return await self._engine.wait(self._run, name, conditions, mode, timeout, until)
+
+    async def _met(self, name: str, conditions: tuple[Condition, ...], mode: str, timeout: Duration | None) -> Any:
+        return await self._met_json(name, encode_conditions(conditions), mode, timeout)
+
+    async def _met_json(self, name: str, conditions: str, mode: str, timeout: Duration | None) -> Any:
+        limit = None if timeout is None else length(timeout)
+        output = await self._wait(name, conditions, mode, limit, None)
+        if "timed_out" in output:
+            raise WaitTimedOut(
+                f"workflow {self.workflow_id}, step {name!r}: what it waits for did not come within {timeout}"
+            )
+        return output
+
+    def _wait_for(self, name: str, condition: Condition, timeout: Duration | None, kind: Any) -> Any:
+        return self._value_of(self._name(name), condition, timeout, kind)
+
+    async def _value_of(self, name: str, condition: Condition, timeout: Duration | None, kind: Any) -> Any:
+        value = (await self._met(name, (condition,), "any", timeout))["value"]
+        decode = None if kind is None else _codec.decoder(kind)
+        return _codec.decode(value, decode, f"workflow {self.workflow_id}, step {name!r}: what has come")
+
+    async def _any_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> Met:
+        if not conditions:
+            raise InvalidArgument("wait_any needs something to wait for", hint='For example Message("topic").')
+        output = await self._met(name, conditions, "any", timeout)
+        condition = conditions[output["index"]]
+        return Met(output["index"], condition, value_of(condition, output["value"]))
+
+    async def _all_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> list[Any]:
+        if not conditions:
+            return []
+        values = (await self._met(name, conditions, "all", timeout))["values"]
+        return [value_of(condition, value) for condition, value in zip(conditions, values, strict=True)]
+
+    async def _start_one(
+        self, name: str, workflow: Workflow[..., R] | str, input: Any, options: dict[str, Any]
+    ) -> AsyncChild[R]:
+        group = await self._start(name, workflow, [input], options)
+        return AsyncChild(group.first, lambda timeout: self._join_one(self._name(f"{name}/result"), group, timeout))
+
+    async def _run_one(self, name: str, workflow: Workflow[..., R] | str, input: Any, options: dict[str, Any]) -> R:
+        group = await self._start(name, workflow, [input], options)
+        result: R = await self._join_one(f"{name}/result", group, None)
+        return result
+
+    async def _map(
+        self, name: str, workflow: Workflow[..., Any] | str, items: list[Any], return_failures: bool,
+        options: dict[str, Any],
+    ) -> list[Any]:  # fmt: skip
+        if not items:
+            return []
+        group = await self._start(name, workflow, items, options)
+        results = await self._join(f"{name}/result", group, None)
+        failure = _children.first_failure(results)
+        if failure is not None and not return_failures:
+            raise failure
+        return results
+
+    async def _start(
+        self, name: str, workflow: Workflow[..., Any] | str, inputs: list[Any], options: dict[str, Any]
+    ) -> _children.Group:
+        run = self._run
+        stored = run.replay.get(name)
+        if stored is not None and stored.status != "running":
+            return _children.Group((await self._stored_output(name, stored))["first"], workflow)
+        parameters = _children.start_parameters(workflow, inputs, **options)
+        run.active.add(name)
+        try:
+            run.check()
+            if run.gate is not None:
+                await self._engine.pass_gate(run)
+            return _children.Group(await self._engine.start_children(run, name, parameters), workflow)
+        finally:
+            run.active.discard(name)
+            if run.waits:
+                self._engine.step_ended(run)
+
+    async def _join_one(self, name: str, group: _children.Group, timeout: Duration | None) -> Any:
+        (result,) = await self._join(name, group, timeout)
+        failure = _children.first_failure([result])
+        if failure is not None:
+            raise failure
+        return result
+
+    async def _join(self, name: str, group: _children.Group, timeout: Duration | None) -> list[Any]:
+        value = (await self._met_json(name, group.condition, "any", timeout))["value"]
+        outputs = value.get("outputs")
+        if outputs is None:
+            texts = await self._engine.child_outputs(group.first)
+            outputs = group.outputs(value, texts)
+        return group.results(name, value, outputs)
+
     async def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
+        return self._decode(step, name, await self._stored_output(name, stored))
+
+    async def _stored_output(self, name: str, stored: StoredStep) -> Any:
         if stored.error is not None:
             raise step_failed(self.workflow_id, name, stored.error)
         value = stored.output
         if stored.omitted:
             text = await self._engine.step_output(self._run, name)
             value = None if text is None else json.loads(text)
-        return self._decode(step, name, value)
+        return value
 
     def _outcome(self, step: Step[Any, Any], name: str, outcome: Stored) -> Any:
         if outcome.error is not None:

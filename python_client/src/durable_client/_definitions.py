@@ -20,7 +20,8 @@ R = TypeVar("R")
 NO_RETRY = Retry()
 
 
-def _check_name(kind: str, name: str, limit: int) -> None:
+def check_name(kind: str, name: str, limit: int) -> None:
+    """Raises InvalidArgument for a name that Postgres, or the schema, would not take."""
     if not 1 <= len(name) <= limit or "\x00" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InvalidArgument(f"the name of a {kind} must be 1 to {limit} characters of valid text: {name[:50]!r}")
 
@@ -38,7 +39,7 @@ class Step(Generic[P, R]):
     decode: _codec.Decoder | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_name("step", self.name, 400)
+        check_name("step", self.name, 400)
         if self.at_most_once and self.retry.max_attempts > 1:
             raise InvalidArgument(
                 f"step {self.name!r} runs at most once, so it cannot be retried", hint="Leave out retry."
@@ -99,8 +100,8 @@ class Workflow(Generic[P, R]):
     decode_output: _codec.Decoder | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_name("workflow", self.name, 200)
-        _check_name("queue", self.queue, 200)
+        check_name("workflow", self.name, 200)
+        check_name("queue", self.queue, 200)
         takes_input, input_has_default, decode_input = _codec.input_decoder(self.function, self.name)
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
         object.__setattr__(self, "takes_input", takes_input)

@@ -27,6 +27,7 @@ from ._retry import Retry
 from ._run import LONG_RUN, Run, WorkflowInterrupted
 from ._transaction import run_transaction
 from ._transaction_async import run_transaction_async
+from ._waits import Waits
 from ._writer import Checkpoint, Writer
 
 log = logging.getLogger("durable")
@@ -36,9 +37,11 @@ class AsyncEngine:
     """The calls of a step, awaited on the event loop."""
 
     def __init__(
-        self, dsn: str, writer: Writer, link: Link, threads: concurrent.futures.Executor, max_transactions: int
-    ) -> None:
+        self, dsn: str, writer: Writer, waits: Waits, link: Link, threads: concurrent.futures.Executor,
+        max_transactions: int,
+    ) -> None:  # fmt: skip
         self._writer = writer
+        self._waits = waits
         self._link = link
         self.threads = threads
         self.loop = asyncio.get_running_loop()
@@ -87,6 +90,21 @@ class AsyncEngine:
         self.pool.open()
         return run_transaction(self.pool, run, step, name, attempt, args, kwargs)
 
+    async def wait(
+        self, run: Run, name: str, conditions: str, mode: str, timeout: float | None, until: float | None
+    ) -> Any:
+        """The output of a wait, as decoded JSON; the workflow is parked while it lasts."""
+        return await self._waits.wait(run, name, conditions, mode, timeout, until)
+
+    async def pass_gate(self, run: Run) -> None:
+        """Returns when a step may begin: the workflow is not about to be parked."""
+        await self._waits.pass_gate(run)
+        run.check()
+
+    def step_ended(self, run: Run) -> None:
+        """A step has ended while the workflow waits for something, too."""
+        self._waits.settle(run)
+
     async def start_step(self, run: Run, name: str) -> Stored | None:
         """Returns None when the start is recorded, else what is known of the step: its outcome, or its start."""
         try:
@@ -131,6 +149,15 @@ class AsyncEngine:
             await self._call(_calls.WARN, (run.workflow_id, run.lease, text))
         except (WorkflowInterrupted, DurableError, psycopg.Error) as refused:
             log.warning("workflow %s (%s): that cannot be stored: %s", run.workflow_id, run.name, refused)
+
+    async def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
+        """The id of the first child, also when the step was done before."""
+        rows = await self._call(_calls.START_CHILDREN, (run.workflow_id, run.lease, name, *parameters))
+        first: str = rows[0][0]
+        return first
+
+    async def child_outputs(self, first: str) -> list[str | None]:
+        return [output for (output,) in await self._call(_calls.CHILD_RESULTS, (first,))]
 
     async def step_output(self, run: Run, name: str) -> str | None:
         rows = await self._call(_calls.STEP_RESULT, (run.workflow_id, name))
@@ -228,6 +255,15 @@ class ThreadEngine:
             return on_loop(self._engine.loop, self._engine.transact(run, step, name, attempt, args, kwargs))
         return self._engine.transact_here(run, step, name, attempt, args, kwargs)
 
+    def wait(self, run: Run, name: str, conditions: str, mode: str, timeout: float | None, until: float | None) -> Any:
+        return on_loop(self._engine.loop, self._engine.wait(run, name, conditions, mode, timeout, until))
+
+    def pass_gate(self, run: Run) -> None:
+        on_loop(self._engine.loop, self._engine.pass_gate(run))
+
+    def step_ended(self, run: Run) -> None:
+        self._engine.loop.call_soon_threadsafe(self._engine.step_ended, run)
+
     def start_step(self, run: Run, name: str) -> Stored | None:
         known: Stored | None = on_loop(self._engine.loop, self._engine.start_step(run, name))
         return known
@@ -244,6 +280,14 @@ class ThreadEngine:
 
     def warn_of_long_run(self, run: Run) -> None:
         self._engine.loop.call_soon_threadsafe(self._engine.warn_of_long_run, run)
+
+    def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
+        first: str = on_loop(self._engine.loop, self._engine.start_children(run, name, parameters))
+        return first
+
+    def child_outputs(self, first: str) -> list[str | None]:
+        outputs: list[str | None] = on_loop(self._engine.loop, self._engine.child_outputs(first))
+        return outputs
 
     def step_output(self, run: Run, name: str) -> str | None:
         output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))

@@ -9,11 +9,14 @@
      ├── PayloadTooLarge        WF006
      ├── WorkflowFailed         WF007   raised by Handle.result()
      │    ├── RecoveryLimitExceeded  WF009
-     │    └── WorkflowTimedOut       WF010
+     │    ├── WorkflowTimedOut       WF010
+     │    └── ChildFailed            raised inside a workflow by a child of it
      ├── StepFailed             WF007   raised inside a workflow by the step that failed
      │    ├── StepInterrupted   WF008
      │    └── StepTimedOut      WF012
      ├── SchemaMismatch         WF011
+     ├── WorkflowEnded          WF013
+     ├── WaitTimedOut           WF014   raised inside a workflow by a wait
      └── ResultTimeout                  raised by Handle.result(timeout=…)
 
 The codes are the SQLSTATEs that the functions of the schema raise; ``from_database`` maps one to the other.
@@ -124,6 +127,21 @@ class WorkflowTimedOut(WorkflowFailed):
     code = "WF010"
 
 
+class ChildFailed(WorkflowFailed):
+    """A child of this workflow failed or was cancelled: ``status`` says which, and ``workflow_id`` names the child.
+
+    The same is raised when the workflow is replayed, also when the child was retried since. ``step`` is the step that
+    waited for it: a workflow that fails with this error has its failed children run again when it is retried.
+    """
+
+    def __init__(self, workflow_id: str, status: str, step: str, error: dict[str, Any]) -> None:
+        super().__init__(workflow_id, error)
+        self.status = status
+        self.step = step
+        if status == "cancelled":
+            self.message = f"workflow {workflow_id} was cancelled: {error.get('message', '')}"
+
+
 class StepFailed(_Failure):
     """A step failed for good. ``step`` is its name; the original exception is the cause where it is at hand.
 
@@ -159,6 +177,18 @@ class SchemaMismatch(DurableError):
     code = "WF011"
 
 
+class WorkflowEnded(DurableError):
+    """A message was sent to a workflow that has ended."""
+
+    code = "WF013"
+
+
+class WaitTimedOut(DurableError, TimeoutError):
+    """What a workflow waited for did not come in time. The same is raised when the workflow is replayed."""
+
+    code = "WF014"
+
+
 class ResultTimeout(DurableError, TimeoutError):
     """The workflow did not end within the timeout of ``Handle.result()``; it goes on."""
 
@@ -167,6 +197,7 @@ _BY_CODE: dict[str, type[DurableError]] = {
     cls.code: cls
     for cls in (
         WorkflowNotFound, LeaseLost, KeyConflict, WorkflowCancelled, InvalidArgument, PayloadTooLarge, SchemaMismatch,
+        WorkflowEnded,
     )
     if cls.code
 }  # fmt: skip
@@ -191,7 +222,7 @@ def from_outcome(code: str, subject: str) -> DurableError:
         "WF001": "the workflow is not stored",
         "WF002": "the lease is lost",
         "WF004": "the workflow was cancelled",
-        "WF005": "the step name or the error is not valid",
+        "WF005": "the step name, the error or the wait is not valid",
         "WF006": "the payload is over the setting max_payload_bytes",
     }.get(code, code)
     return _BY_CODE.get(code, DurableError)(f"{subject}: {text}")

@@ -6,7 +6,7 @@ import json
 import traceback
 from typing import Any
 
-from ._errors import DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
+from ._errors import ChildFailed, DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
 from ._invoke import BodyTimedOut
 from ._run import WorkflowInterrupted
 
@@ -45,6 +45,7 @@ def error_json(error: BaseException) -> str:
         fields |= {"type": error.type, "message": error.error.get("message", ""), "step": error.step}
         fields |= {"code": error.code} if error.code != StepFailed.code else {}
     elif isinstance(error, DurableError):
+        fields |= {"step": error.step} if isinstance(error, ChildFailed) else {}
         fields |= {"message": error.message, "detail": error.detail, "hint": error.hint, "code": error.code}
     return json.dumps(
         {name: _storable(value) for name, value in fields.items() if value is not None}, ensure_ascii=True

@@ -8,20 +8,26 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._calls import Claimed, StoredStep, stored_steps
 from ._errors import DurableError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ._waits import Wait
 
 
 class WorkflowInterrupted(BaseException):
     """Ends the code of a workflow that this worker may not go on with; not to be caught by ``except Exception``.
 
-    ``reason`` is LeaseLost, WorkflowCancelled, or None when the worker gives the workflow back.
+    ``reason`` is LeaseLost, WorkflowCancelled, or None when the worker gives the workflow back, or parks it while it
+    waits.
     """
 
     def __init__(self, reason: DurableError | None) -> None:
-        super().__init__(str(reason or "the worker stops"))
+        super().__init__(str(reason or "the workflow is parked or given back"))
         self.reason = reason
 
 
@@ -78,8 +84,8 @@ class Run:
     """One claimed workflow."""
 
     __slots__ = (
-        "_counts", "_interruption", "attempt", "claimed", "claimed_at", "interrupt_hook", "lease", "name", "replay",
-        "running", "workflow_id",
+        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "gate", "interrupt_hook", "lease",
+        "name", "replay", "running", "waits", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed) -> None:
@@ -92,6 +98,11 @@ class Run:
         self.replay: dict[str, StoredStep] = stored_steps(claimed.steps)
         # Steps under way: name -> (monotonic start, attempt). The heartbeat reports the long ones.
         self.running: dict[str, tuple[float, int]] = {}
+        # Names of the steps that the code waits for, also between two attempts: while there are any, it does not park.
+        self.active: set[str] = set()
+        # Waits under way, by step, and the open question whether the workflow is parked.
+        self.waits: dict[str, Wait] = {}
+        self.gate: asyncio.Future[None] | None = None
         self._counts: dict[str, itertools.count[int]] = {}
         self._interruption: WorkflowInterrupted | None = None
         self.interrupt_hook: Callable[[], object] | None = None

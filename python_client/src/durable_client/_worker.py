@@ -33,6 +33,7 @@ from ._run import Misfit, Run, WorkflowInterrupted
 from ._schema import check_version
 from ._session import Session
 from ._threads import DaemonThreads
+from ._waits import Waits
 from ._writer import Completion, Writer
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Worker:
             bodies = DaemonThreads("durable-step", 2 * self._concurrency)
             submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
             self._threads = DaemonThreads("durable-workflow", self._concurrency)
-            self._engine = AsyncEngine(self._dsn, self._writer, self._link, bodies, self._transactions)
+            waits = Waits(writers[1])
+            self._engine = AsyncEngine(self._dsn, self._writer, waits, self._link, bodies, self._transactions)
             opened.push_async_callback(self._engine.close)
             self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
             self._session = session = Session(
@@ -273,6 +275,7 @@ class Worker:
     async def _run_async(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
             output = await workflow.function(AsyncContext(run, self._engine), *self._input(run, workflow))
+            run.check()
             self._complete((run, self._encode(run, output)))
         except WorkflowInterrupted as interrupted:
             self._ended(run, interrupted)
@@ -282,17 +285,25 @@ class Worker:
             else:
                 self._fail((run, error))
         except BaseException as error:
-            self._fail((run, error))
+            self._stopped_by(run, error)
 
     def _run_in_thread(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
             run.check()
             output = workflow.function(Context(run, self._thread_engine), *self._input(run, workflow))
+            run.check()
             self._thread_engine.post(self._complete, (run, self._encode(run, output)))
         except WorkflowInterrupted as interrupted:
             self._thread_engine.post(lambda reason: self._ended(run, reason), interrupted)
         except BaseException as error:
-            self._thread_engine.post(self._fail, (run, error))
+            self._thread_engine.post(lambda reason: self._stopped_by(run, reason), error)
+
+    def _stopped_by(self, run: Run, error: BaseException) -> None:
+        """An exception of the code itself, or what it made of being told to stop."""
+        if run.interruption is not None:
+            self._ended(run, run.interruption)
+        else:
+            self._fail((run, error))
 
     def _input(self, run: Run, workflow: Workflow[..., Any]) -> tuple[Any, ...]:
         if not workflow.takes_input:

@@ -1,0 +1,102 @@
+"""Children of a workflow, apart from how they are waited for: what starts them, and what becomes of their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import _calls, _codec
+from ._definitions import Workflow
+from ._durations import Duration, seconds
+from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
+
+
+def name_of(workflow: Workflow[..., Any] | str) -> str:
+    return workflow if isinstance(workflow, str) else workflow.name
+
+
+def start_parameters(
+    workflow: Workflow[..., Any] | str,
+    inputs: Sequence[Any],
+    *,
+    queue: str | None = None,
+    priority: int | None = None,
+    max_parallel: int | None = None,
+    max_attempts: int | None = None,
+    timeout: Duration | None = None,
+    tags: dict[str, Any] | None = None,
+) -> list[Any]:
+    """What ``durable.start_children()`` takes after the name of the step."""
+    known = workflow if isinstance(workflow, Workflow) else None
+    name = name_of(workflow)
+    if known is not None and not known.takes_input and any(item is not None for item in inputs):
+        raise InvalidArgument(
+            f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
+        )
+    return [
+        name,
+        _calls.text_array(
+            None if item is None else _codec.encode(item, f"the input of workflow {name!r}") for item in inputs
+        ),
+        queue if queue is not None or known is None else known.queue,
+        priority if priority is not None or known is None else known.priority,
+        max_parallel,
+        max_attempts if max_attempts is not None else known.max_attempts if known is not None else 1,
+        seconds(timeout) if timeout is not None else known.timeout if known is not None else None,
+        _codec.encode(tags or {}, f"the tags of workflow {name!r}"),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The children of one call: their ids differ in the last six digits, which count from 0."""
+
+    first: str
+    workflow: Workflow[..., Any] | str
+
+    @property
+    def condition(self) -> str:
+        """The JSON that ``durable.wait()`` takes."""
+        return json.dumps([{"children": self.first}])
+
+    def child_id(self, place: int) -> str:
+        return f"{self.first[:-6]}{place:06x}"
+
+    def outputs(self, value: dict[str, Any], texts: Sequence[str | None]) -> list[Any]:
+        """The outputs, when they were not stored with the wait. Raises WorkflowNotFound when some are gone."""
+        if len(texts) != value["children"]:
+            raise WorkflowNotFound(
+                f"of the {value['children']} children from {self.first} on, {len(texts)} are stored",
+                detail="Their parent had ended, and their history was removed when its time had passed.",
+                hint="Keep it for longer, see the setting retention, to retry what has large children.",
+            )
+        return [None if text is None else json.loads(text) for text in texts]
+
+    def results(self, step: str, value: dict[str, Any], outputs: Sequence[Any]) -> list[Any]:
+        """The outputs, in the order of the inputs, or the exceptions of those that failed.
+
+        ``value`` is what the wait, a ``step``, ended with. It decides: what it calls a failure is one, whatever the
+        child came to since.
+        """
+        decode = self.workflow.decode_output if isinstance(self.workflow, Workflow) else None
+        results: list[Any] = []
+        for place, output in enumerate(outputs):
+            failed = value["failed"].get(str(place))
+            if failed is not None:
+                results.append(ChildFailed(self.child_id(place), failed["status"], step, failed["error"]))
+            else:
+                subject = f"the output of workflow {self.child_id(place)}"
+                results.append(_codec.decode(output, decode, subject))
+        return results
+
+
+def first_failure(results: Sequence[Any]) -> ChildFailed | None:
+    """The failure to raise for all: the first in the order of the inputs, with how many there are."""
+    failures = [result for result in results if isinstance(result, ChildFailed)]
+    if not failures:
+        return None
+    if len(results) > 1:
+        failures[0].detail = f"{len(failures)} of {len(results)} children failed or were cancelled."
+    return failures[0]

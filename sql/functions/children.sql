@@ -1,0 +1,266 @@
+-- Children: workflows that a workflow starts, and waits for. How they are stored stands in sql/tables/children.sql.
+
+-- The id of a child by the first one of its group and its place, from 0; the last place there can be ends the range of
+-- ids.
+create function durable._child_id(first_id uuid, place integer default 16777215)
+returns uuid language sql immutable strict parallel safe as $$
+  select (left(first_id::text, 30) || lpad(to_hex(place), 6, '0'))::uuid
+$$;
+
+-- The last child of a group that has not ended; null when all have. From the end, where none is for as long as most are
+-- not, so that whatever has ended before is not waded through each time.
+create function durable._unfinished_child(first_id uuid)
+returns uuid language plpgsql stable as $$
+begin
+  return (
+    select l.workflow_id from durable.live_workflows l
+    where l.workflow_id >= _unfinished_child.first_id and l.workflow_id <= durable._child_id(_unfinished_child.first_id)
+    order by l.workflow_id desc limit 1);
+end
+$$;
+
+-- The id of a first child, from what may be anything.
+create function durable._as_first_id(id text)
+returns uuid language sql immutable strict parallel safe as $$
+  select case when id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{6}0{6}$' then id::uuid end
+$$;
+
+create function durable._is_child(first_id uuid, parent_id uuid)
+returns boolean language plpgsql stable as $$
+begin
+  return exists (
+      select from durable.live_workflows l where l.workflow_id = _is_child.first_id and l.parent_id = _is_child.parent_id)
+    or exists (
+      select from durable.finished_workflows f where f.workflow_id = _is_child.first_id and f.parent_id = _is_child.parent_id);
+end
+$$;
+
+-- What a wait for children ends with. A replay must find what the first run found, also when a child was retried since:
+-- so failures are stored with the wait, in short when they are many. Outputs are stored with it while they are few;
+-- else they stay with the children.
+create function durable._children_value(first_id uuid)
+returns jsonb language plpgsql stable as $$
+declare
+  v_most constant integer := 100000;
+  v_last uuid := durable._child_id(first_id);
+  v_all record;
+begin
+  select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
+    into v_all
+  from durable.finished_workflows f
+  where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
+  return jsonb_build_object('first', first_id, 'children', v_all.count, 'failed', (
+      select coalesce(jsonb_object_agg(('x' || right(f.workflow_id::text, 6))::bit(24)::integer, jsonb_build_object(
+        'status', f.status, 'error', case when v_all.error_size <= v_most then f.error else jsonb_build_object(
+          'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end)), '{}')
+      from durable.finished_workflows f
+      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'))
+    || case when v_all.output_size > v_most then '{}' else jsonb_build_object('outputs', (
+      select jsonb_agg(f.output order by f.workflow_id) from durable.finished_workflows f
+      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last)) end;
+end
+$$;
+
+create function durable.start_children(
+  workflow_id uuid, lease bigint, step_name text, workflow text, inputs jsonb[], queue text default null,
+  priority integer default null, max_parallel integer default null, max_attempts integer default 1,
+  timeout interval default null, tags jsonb default '{}'
+)
+returns uuid language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_variable
+declare
+  v_first uuid := durable._child_id(durable._new_id(), 0);
+  v_stored record;
+  v_queue text;
+  v_priority integer;
+begin
+  perform durable._hold_lease(workflow_id, lease, step_name);
+  select coalesce(start_children.queue, l.queue), coalesce(start_children.priority, l.priority) into v_queue, v_priority
+  from durable.live_workflows l where l.workflow_id = start_children.workflow_id;
+  perform durable._check_enqueue(workflow, v_queue, v_priority, null, max_attempts, timeout, tags);
+  perform durable._check_inputs(workflow, inputs, null, durable._max_payload());
+  perform durable._require(cardinality(inputs) between 1 and 1000000 and (max_parallel >= 1) is not false,
+    format('workflow %s, step %L: %s children, at most %s at a time', workflow_id, step_name, cardinality(inputs),
+      max_parallel),
+    'Start 1 to 1000000 children in one call; max_parallel is 1 or more, or NULL for all of them at once.');
+
+  select r.outcome, r.output, r.error into v_stored
+  from durable._checkpoint(array[workflow_id], array[lease], array[step_name],
+    array[jsonb_build_object('first', v_first, 'children', cardinality(inputs))], null, null, null) r;
+  if v_stored.error is not null then
+    perform durable._raise('WF007', format('workflow %s, step %L: it is already stored as failed', workflow_id, step_name),
+      v_stored.error ->> 'message', 'The first outcome of a step stands; durable.retry() lets a failed one run again.');
+  elsif v_stored.outcome = 'exists' then
+    perform durable._require(durable._is_child(durable._as_first_id(v_stored.output ->> 'first'), workflow_id),
+      format('workflow %s, step %L: it is stored, and did not start children', workflow_id, step_name),
+      'Use a name of its own for each step.');
+    return (v_stored.output ->> 'first')::uuid;
+  elsif v_stored.outcome is not null then
+    perform durable._raise_outcome(v_stored.outcome, workflow_id, lease, step_name);
+  end if;
+
+  if not exists (select from durable.lanes n where n.queue = v_queue and n.priority = v_priority::smallint) then
+    perform durable._add_lane(v_queue, v_priority::smallint);
+  end if;
+  perform pg_current_xact_id();
+  insert into durable.live_workflows (workflow_id, parent_id, limited, ready_seq, wake_at, created_at, max_attempts,
+    priority, status, timeout, name, queue, tags, input)
+  select durable._child_id(v_first, i.n::integer - 1), workflow_id,
+    case when max_parallel < cardinality(inputs) then true end,
+    case when i.n > max_parallel then null else nextval('durable.ready_seq') end,
+    case when i.n > max_parallel then 'infinity'::timestamptz end,
+    now(), max_attempts, v_priority, 'pending', timeout, workflow, v_queue, tags, i.input
+  from unnest(inputs) with ordinality as i(input, n)
+  order by i.n;
+  perform durable._ring(v_queue, least(cardinality(inputs), max_parallel));
+  return v_first;
+end
+$$;
+comment on function
+  durable.start_children(uuid, bigint, text, text, jsonb[], text, integer, integer, integer, interval, jsonb) is
+  'Starts one workflow for each input as children of a workflow, as a step of it: exactly once, however often it is called. '
+  'Returns the id of the first child; the ids of the others follow it, and durable.child_results() lists them. queue and '
+  'priority are those of the parent unless given; at most max_parallel of them are under way at a time; all else is as for '
+  'durable.enqueue(). Wait for all of them with durable.wait() and the condition {"children": id of the first}. They are '
+  'cancelled with their parent, and otherwise go on without it. Errors: WF001 workflow not found, WF002 lease lost, WF004 '
+  'cancelled, WF005 invalid argument, WF006 input too large, WF007 the step is stored as failed.';
+
+create function durable.child_results(first_id uuid)
+returns table (workflow_id uuid, status durable.workflow_status, output jsonb, error jsonb)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+  select f.workflow_id, f.status, f.output, f.error from durable.finished_workflows f
+  where f.workflow_id >= child_results.first_id and f.workflow_id <= durable._child_id(child_results.first_id)
+    and f.parent_id is not null
+  union all
+  select l.workflow_id, l.status, null, l.error from durable.live_workflows l
+  where l.workflow_id >= child_results.first_id and l.workflow_id <= durable._child_id(child_results.first_id)
+    and l.parent_id is not null
+  order by 1
+$$;
+comment on function durable.child_results(uuid) is
+  'The children that one call of durable.start_children() started, by what it returned: one row for each, in the order of the '
+  'inputs, also for those that have not ended. No row when there are none, or none any more.';
+
+-- What the next attempt must run again when a wait for children ended the last one, as their failure: those that
+-- failed. It waits for all of them anew.
+create function durable._retry_children(workflow_id uuid, error jsonb)
+returns void language plpgsql as $$
+declare
+  v_first uuid;
+begin
+  delete from durable.checkpoints c
+  where c.workflow_id = _retry_children.workflow_id and c.step_name = _retry_children.error ->> 'step'
+    and c.output #> '{value,failed}' <> '{}'
+    and durable._is_child(durable._as_first_id(c.output #>> '{value,first}'), _retry_children.workflow_id)
+  returning (c.output #>> '{value,first}')::uuid into v_first;
+  perform durable._retry(array(
+    select f.workflow_id from durable.finished_workflows f
+    where f.workflow_id >= v_first and f.workflow_id <= durable._child_id(v_first) and f.status <> 'completed'));
+end
+$$;
+
+-- Lets in as many children that max_parallel holds back as have ended, and leaves what it could not do for the tick:
+-- others may hold their rows.
+create function durable._let_in(p_xids xid8[], p_seqs bigint[])
+returns integer language plpgsql as $$
+declare
+  v_group record;
+  v_queues text[];
+  v_count integer;
+  v_left integer;
+  v_let_in integer := 0;
+begin
+  perform pg_current_xact_id();
+  for v_group in
+    select e.first_id, sum(e.slots)::integer as slots, min(e.seq) as seq from durable.ended_children e
+    where e.xid = any(p_xids) and e.seq = any(p_seqs) and e.slots > 0
+    group by e.first_id order by e.first_id
+  loop
+    with let_in as (
+      update durable.live_workflows l
+      set wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
+      where l.workflow_id = any(array(
+        select h.workflow_id from durable.live_workflows h
+        -- Written so that no other index than the primary key serves it.
+        where h.workflow_id >= v_group.first_id and h.workflow_id <= durable._child_id(v_group.first_id)
+          and not isfinite(h.wake_at)
+        order by h.workflow_id limit v_group.slots for update skip locked))
+      returning l.queue, l.ready_seq
+    )
+    select array_agg(i.queue) filter (where i.ready_seq is not null), count(*) into v_queues, v_count from let_in i;
+    v_left := v_group.slots - v_count;
+    if v_left > 0 and not exists (
+        select from durable.live_workflows h
+        where h.workflow_id >= v_group.first_id and h.workflow_id <= durable._child_id(v_group.first_id)
+          and not isfinite(h.wake_at)) then
+      v_left := 0;
+    end if;
+    update durable.ended_children e set slots = case when e.seq = v_group.seq then v_left else 0 end
+    where e.xid = any(p_xids) and e.seq = any(p_seqs) and e.first_id = v_group.first_id and e.slots > 0;
+    perform durable._ring_each(v_queues);
+    v_let_in := v_let_in + v_count;
+  end loop;
+  return v_let_in;
+end
+$$;
+
+-- What the end of children brings about, at the commit: once for all that a transaction ended.
+create function durable._wake_parents()
+returns trigger language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  v_seqs bigint[];
+  v_parents uuid[];
+  v_slots integer;
+begin
+  if not durable._wakes_itself()
+    or exists (select from durable.ended_children e where e.xid = new.xid and e.seq > new.seq) then
+    return null;
+  end if;
+  -- A worker that ends children is often out of work at that moment.
+  perform durable._take_turn_to_ring();
+  select array_agg(e.seq), array_agg(distinct e.parent_id), sum(e.slots) into v_seqs, v_parents, v_slots
+  from durable.ended_children e where e.xid = new.xid;
+  if v_slots > 0 then
+    perform durable._let_in(array[new.xid], v_seqs);
+  end if;
+  v_parents := durable._wake(array(
+    select distinct w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_parents) and w.kind = 'children'
+      and durable._has_come(w.kind, w.subject, w.workflow_id)));
+  if cardinality(v_parents) > 0 then
+    delete from durable.ended_children e where e.xid = new.xid and e.parent_id = any(v_parents) and e.slots = 0;
+  end if;
+  return null;
+end
+$$;
+
+-- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a
+-- transaction starts while this one waits for its row is found in the next round.
+create function durable._lock_family(workflow_id uuid)
+returns uuid[] language plpgsql as $$
+declare
+  v_ids uuid[];
+  v_found uuid[] := array[workflow_id];
+  v_level uuid[];
+begin
+  loop
+    v_ids := array(
+      select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_found)
+      order by l.workflow_id for update);
+    v_found := v_ids;
+    v_level := v_ids;
+    while cardinality(v_level) > 0 loop
+      v_level := array(
+        select l.workflow_id from durable.live_workflows l where l.parent_id = any(v_level) and l.parent_id is not null
+        except select unnest(v_found));
+      v_found := v_found || v_level;
+    end loop;
+    exit when cardinality(v_found) = cardinality(v_ids);
+  end loop;
+  return v_ids;
+end
+$$;

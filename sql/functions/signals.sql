@@ -1,0 +1,270 @@
+-- Messages and events, and how they wake; the rules stand in sql/tables/waiting.sql.
+
+-- Puts waiting workflows back in line and returns which. Others may hold the row of one: it is passed over.
+create function durable._wake(workflow_ids uuid[])
+returns uuid[] language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_woken uuid[];
+  v_queues text[];
+begin
+  if coalesce(cardinality(workflow_ids), 0) = 0 then
+    return '{}'::uuid[];
+  end if;
+  perform pg_current_xact_id();
+  with woken as (
+    update durable.live_workflows l
+    set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
+    where l.workflow_id = any(array(
+      select w.workflow_id from durable.live_workflows w
+      where w.workflow_id = any(_wake.workflow_ids) and w.status = 'waiting'
+      order by w.workflow_id for update skip locked))
+    returning l.workflow_id, l.queue, l.ready_seq
+  )
+  select coalesce(array_agg(w.workflow_id), '{}'), array_agg(w.queue) filter (where w.ready_seq is not null)
+    into v_woken, v_queues from woken w;
+  delete from durable.waits w where w.workflow_id = any(v_woken);
+  perform durable._ring_each(v_queues);
+  return v_woken;
+end
+$$;
+
+-- Whoever has a snapshot from before cannot see who waits by now, and would fail on rows that changed since.
+create function durable._wakes_itself()
+returns boolean language sql stable as $$
+  select current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+$$;
+
+create function durable._wake_receiver()
+returns trigger language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  if durable._wakes_itself() and exists (
+      select from durable.waits w where w.workflow_id = new.workflow_id and w.kind = 'message' and w.subject = new.topic) then
+    perform durable._take_turn_to_ring();
+    perform durable._wake(array[new.workflow_id]);
+  end if;
+  return null;
+end
+$$;
+
+create function durable._wake_waiters()
+returns trigger language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  if durable._wakes_itself() and exists (
+      select from durable.waits w where w.kind = 'event' and w.subject = new.event) then
+    perform durable._take_turn_to_ring();
+    -- More than that are for the ticks.
+    perform durable._wake(array(
+      select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = new.event limit 10000));
+  end if;
+  return null;
+end
+$$;
+
+-- Whether what a workflow waits for has come.
+create function durable._has_come(kind text, subject text, workflow_id uuid)
+returns boolean language plpgsql stable as $$
+#variable_conflict use_variable
+begin
+  if kind = 'event' then
+    return exists (select from durable.events e where e.event = subject);
+  elsif kind = 'children' then
+    return durable._unfinished_child(subject::uuid) is null;
+  end if;
+  return exists (
+    select from durable.messages m
+    where m.workflow_id = _has_come.workflow_id and m.topic = subject and m.received_by is null);
+end
+$$;
+
+-- Looks at the waits and the facts that this tick sees and the last one did not.
+create function durable._wake_missed(max_workflows integer)
+returns integer language plpgsql as $$
+declare
+  v_now pg_snapshot := pg_current_snapshot();
+  v_last pg_snapshot := (select m.seen from durable.wake_marks m);
+  -- Without a last one, at everything: also at what came with a dump from another server, whose xids may be higher.
+  v_from xid8 := coalesce(pg_snapshot_xmax(v_last), '0');
+  v_until xid8 := case when v_last is null then '18446744073709551615' else pg_snapshot_xmax(v_now) end;
+  v_running xid8[] := array(select x from pg_snapshot_xip(v_last) as x);
+  v_receivers uuid[];
+  v_events text[];
+  v_ended_xids xid8[];
+  v_ended_seqs bigint[];
+  v_parents uuid[];
+  v_ids uuid[];
+  v_late uuid[];
+  v_woken uuid[];
+begin
+  if v_last::text = v_now::text and not exists (select from durable.late_wakes)
+    and not exists (select from durable.ended_children) then
+    return 0;
+  end if;
+  v_receivers := array(
+    select m.workflow_id from durable.messages m where m.xid >= v_from and m.xid < v_until
+    union
+    select m.workflow_id from durable.messages m where m.xid = any(v_running) and m.xid < v_from);
+  v_events := array(
+    select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
+    union all
+    select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
+  select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
+  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
+  -- Arrays and no joins, which might be made by reading all waits.
+  v_ids := array(
+    select w.workflow_id from durable.waits w
+    where w.xid >= v_from and w.xid < v_until and durable._has_come(w.kind, w.subject, w.workflow_id)
+    union
+    select w.workflow_id from durable.waits w
+    where w.xid = any(v_running) and w.xid < v_from and durable._has_come(w.kind, w.subject, w.workflow_id)
+    union
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_receivers) and w.kind = 'message' and durable._has_come('message', w.subject, w.workflow_id)
+    union
+    select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = any(v_events)
+    union
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_parents) and w.kind = 'children' and durable._has_come('children', w.subject, w.workflow_id)
+    limit max_workflows);
+  v_late := array(select i.workflow_id from durable.late_wakes i limit max_workflows);
+  v_woken := durable._wake(v_ids || v_late);
+
+  insert into durable.late_wakes (workflow_id)
+  select l.workflow_id from durable.live_workflows l
+  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
+  on conflict do nothing;
+  delete from durable.late_wakes i
+  where i.workflow_id = any(v_late) and (i.workflow_id = any(v_woken) or not exists (
+    select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.status = 'waiting'));
+
+  if v_ended_seqs is not null then
+    perform durable._let_in(v_ended_xids, v_ended_seqs);
+  end if;
+  if cardinality(v_ids) < max_workflows then
+    -- What is left to be let in stays for the next tick.
+    delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
+    insert into durable.wake_marks as m (seen) values (v_now)
+    on conflict on constraint wake_marks_pkey do update set seen = excluded.seen;
+  end if;
+  return cardinality(v_woken);
+end
+$$;
+
+-- Removes events that have aged out, and the mail of workflows that are completed or not stored any more. One that failed
+-- keeps its mail: durable.retry() may let it go on. That of a completed one stays for an hour, for a sender that repeats.
+create function durable._age_signals(max_rows integer)
+returns integer language plpgsql as $$
+declare
+  v_now timestamptz := clock_timestamp();
+  v_mark durable.wake_marks;
+  v_ids uuid[];
+  v_seqs bigint[];
+  v_kept uuid[];
+  v_ended uuid[];
+  v_done integer;
+  v_removed integer;
+  -- The mail is read bit by bit, whether there is anything to remove or not.
+  v_batch integer := greatest(1, max_rows / 4);
+begin
+  delete from durable.events e
+  where e.event = any(array(
+    select a.event from durable.events a where a.emitted_at < v_now - durable._setting('event_retention')::interval
+    order by a.emitted_at limit max_rows for update skip locked));
+  get diagnostics v_removed = row_count;
+
+  select * into v_mark from durable.wake_marks m;
+  if not found or v_mark.sweep_at > v_now then
+    return v_removed;
+  end if;
+  select array_agg(b.workflow_id order by b.workflow_id, b.seq), array_agg(b.seq order by b.workflow_id, b.seq) into v_ids, v_seqs
+  from (
+    select m.workflow_id, m.seq from durable.messages m
+    where v_mark.swept_id is null or (m.workflow_id, m.seq) > (v_mark.swept_id, v_mark.swept_seq)
+    order by m.workflow_id, m.seq limit v_batch) b;
+  v_done := coalesce(cardinality(v_ids), 0);
+  v_kept := array(
+    select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_ids)
+    union all
+    select f.workflow_id from durable.finished_workflows f
+    where f.workflow_id = any(v_ids) and (f.status <> 'completed' or f.completed_at > v_now - interval '1 hour'));
+  v_ended := array(select distinct e.id from unnest(v_ids) as e(id) where e.id <> all(v_kept));
+  if cardinality(v_ended) > 0 then
+    delete from durable.messages m
+    where m.workflow_id = any(v_ended) and (m.workflow_id, m.seq) <= (v_ids[v_done], v_seqs[v_done]);
+    get diagnostics v_done = row_count;
+    v_removed := v_removed + v_done;
+    v_done := cardinality(v_ids);
+  end if;
+  update durable.wake_marks m
+  set swept_id = case when v_done = v_batch then v_ids[v_done] end,
+    swept_seq = case when v_done = v_batch then v_seqs[v_done] end,
+    sweep_at = case when v_done = v_batch then v_now else v_now + interval '1 minute' end;
+  return v_removed;
+end
+$$;
+
+create function durable._check_payload(what text, payload jsonb)
+returns void language plpgsql as $$
+begin
+  -- It is stored once more as the output of the step that waits for it, with a little around it.
+  if pg_column_size(payload) > durable._max_payload() - 100 then
+    perform durable._raise('WF006', format('%s has %s bytes', what, pg_column_size(payload)),
+      format('The limit is %s bytes of jsonb (100 less than the setting max_payload_bytes). Nothing was stored.',
+        durable._max_payload() - 100),
+      'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+  end if;
+end
+$$;
+
+create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
+returns boolean language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_variable
+begin
+  perform durable._require(char_length(topic) between 1 and 200,
+    format('workflow %s: the topic of a message must have 1 to 200 characters', workflow_id),
+    'Pass the topic that the workflow receives.');
+  perform durable._require((char_length(key) between 1 and 500) is not false,
+    format('workflow %s: the key of a message must have 1 to 500 characters', workflow_id), 'Use NULL for no key.');
+  perform durable._check_payload(format('workflow %s: the message', workflow_id), payload);
+  if not exists (select from durable.live_workflows l where l.workflow_id = send.workflow_id) then
+    -- Sent before the workflow ended, and again by a sender that did not hear of it.
+    if exists (select from durable.messages m where m.workflow_id = send.workflow_id and m.key = send.key) then
+      return false;
+    end if;
+    perform durable._raise('WF013',
+      format('workflow %s has ended (%s) and receives no messages', workflow_id, durable.status(workflow_id)),
+      'Nothing was sent.', 'Send it to a workflow that runs; one that failed receives again after durable.retry().');
+  end if;
+  insert into durable.messages (workflow_id, topic, key, payload, sent_at)
+  values (workflow_id, topic, key, payload, clock_timestamp())
+  on conflict do nothing;
+  return found;
+end
+$$;
+comment on function durable.send(uuid, text, jsonb, text) is
+  'Sends a message to one workflow, which need not have started, in the caller''s transaction. Messages of one topic are '
+  'received in the order in which they were sent, each by one durable.wait(). A key that this workflow was sent before sends '
+  'nothing and returns false, also when that message was received long ago. '
+  'Errors: WF001 workflow not found, WF005 topic or key not of the length they must have, WF006 payload too large, WF013 the '
+  'workflow has ended.';
+
+create function durable.emit(event text, payload jsonb default null)
+returns boolean language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_variable
+begin
+  perform durable._require(char_length(event) between 1 and 400,
+    'the name of an event must have 1 to 400 characters', 'For example ''order-7 paid''.');
+  perform durable._check_payload(format('event %L: the payload', event), payload);
+  insert into durable.events (event, payload, emitted_at) values (event, payload, clock_timestamp())
+  on conflict on constraint events_pkey do nothing;
+  return found;
+end
+$$;
+comment on function durable.emit(text, jsonb) is
+  'Tells of an event by its name, in the caller''s transaction: all workflows that wait for it go on, and those that wait for it '
+  'later do so at once, until it ages out (setting event_retention). The first emit of a name stands; a later one changes nothing '
+  'and returns false. Errors: WF005 name not of 1 to 400 characters, WF006 payload too large.';
