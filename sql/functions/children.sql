@@ -190,7 +190,7 @@ begin
         order by h.workflow_id limit v_group.slots for update skip locked))
       returning l.queue, l.ready_seq
     )
-    select array_agg(i.queue) filter (where i.ready_seq is not null), count(*) into v_queues, v_count from let_in i;
+    select array_agg(i.queue) filter (where i.ready_seq is not null), count(*)::integer into v_queues, v_count from let_in i;
     v_left := v_group.slots - v_count;
     if v_left > 0 and not exists (
         select from durable.live_workflows h

@@ -88,6 +88,35 @@ def test_a_paused_workflow_stops_and_goes_on_after_the_last_step_when_it_is_resu
     assert ran == ["first", "second", "second"]
 
 
+def test_an_output_of_a_child_that_does_not_fit_pauses_the_parent(db: Database) -> None:
+    app, other = Durable(db.dsn), Durable(db.dsn)
+
+    @dataclass
+    class Count:
+        number: int
+
+    def count(_: Context) -> Any:
+        return Count(1)
+
+    count.__annotations__["return"] = Count
+    counting: Any = app.workflow(count)
+
+    @app.workflow
+    def ask(ctx: Context) -> Any:
+        return ctx.run(counting, queue="other")
+
+    @other.workflow(name="count")
+    def count_in_words(_: Context) -> str:
+        return "one"
+
+    with working(app), working(other, queues=["other"]):
+        handle = app.enqueue(ask)
+        wait_until(lambda: row(db, handle, "paused_at"))
+    reason = row(db, handle, "pause_reason")
+    assert "step 'run:count/result': the output of workflow" in reason
+    assert 'stored:   "one"\nexpected: Count(number: int)' in reason
+
+
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 def test_a_stored_result_that_does_not_fit_pauses_the_workflow_with_the_difference(db: Database, plain: bool) -> None:
     """The code changes while a workflow is under way; once with a fix, and once with a fork, it goes on."""

@@ -11,6 +11,7 @@ from . import _calls, _codec
 from ._definitions import Workflow
 from ._durations import Duration, seconds
 from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
+from ._run import fit
 
 
 def name_of(workflow: Workflow[..., Any] | str) -> str:
@@ -78,17 +79,18 @@ class Group:
         """The outputs, in the order of the inputs, or the exceptions of those that failed.
 
         ``value`` is what the wait, a ``step``, ended with. It decides: what it calls a failure is one, whatever the
-        child came to since.
+        child came to since. Raises Misfit for an output that does not fit the type of the workflow.
         """
-        decode = self.workflow.decode_output if isinstance(self.workflow, Workflow) else None
         results: list[Any] = []
         for place, output in enumerate(outputs):
             failed = value["failed"].get(str(place))
             if failed is not None:
                 results.append(ChildFailed(self.child_id(place), failed["status"], step, failed["error"]))
+            elif isinstance(self.workflow, Workflow):
+                subject = f"step {step!r}: the output of workflow {self.child_id(place)}"
+                results.append(fit(output, self.workflow.decode_output, subject, self.workflow.function))
             else:
-                subject = f"the output of workflow {self.child_id(place)}"
-                results.append(_codec.decode(output, decode, subject))
+                results.append(output)
         return results
 
 

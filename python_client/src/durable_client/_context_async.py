@@ -24,7 +24,7 @@ from ._durations import Duration
 from ._engine import AsyncEngine
 from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
-from ._run import LONG_RUN, Misfit, Run, WorkflowInterrupted, in_step
+from ._run import LONG_RUN, Run, WorkflowInterrupted, fit, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -447,8 +447,4 @@ class AsyncContext:
         return self._decode(step, name, None if outcome.output is None else json.loads(outcome.output))
 
     def _decode(self, step: Step[Any, Any], name: str, value: Any) -> Any:
-        try:
-            return _codec.decode(value, step.decode, f"step {name!r}: the stored output")
-        except InvalidArgument as error:
-            difference = _codec.difference(value, step.function)
-            raise Misfit(f"{error.message}\n{difference}\nMend the code and resume, or fork.") from error
+        return fit(value, step.decode, f"step {name!r}: the stored output", step.function)

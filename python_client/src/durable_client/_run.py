@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from . import _codec
 from ._calls import Claimed, StoredStep, stored_steps
-from ._errors import DurableError
+from ._errors import DurableError, InvalidArgument
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,6 +41,15 @@ class Misfit(WorkflowInterrupted):
     def __init__(self, difference: str) -> None:
         super().__init__(None)
         self.difference = difference
+
+
+def fit(value: Any, decode: _codec.Decoder | None, subject: str, function: Callable[..., Any]) -> Any:
+    """Decodes what a function returned in an earlier run, or raises Misfit."""
+    try:
+        return _codec.decode(value, decode, subject)
+    except InvalidArgument as error:
+        difference = _codec.difference(value, function)
+        raise Misfit(f"{error.message}\n{difference}\nMend the code and resume, or fork.") from error
 
 
 @dataclass(frozen=True, slots=True)
