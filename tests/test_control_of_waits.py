@@ -56,7 +56,7 @@ def test_what_a_paused_workflow_waits_for_wakes_it_when_it_is_resumed(db: Databa
 
 def test_a_child_that_is_paused_while_it_is_held_back_takes_its_turn_when_it_is_resumed(db: Database) -> None:
     conn = db.connect()
-    held, first = started(conn, 3, max_parallel=1)
+    _, first = started(conn, 3, max_parallel=1)
     second = rows(conn, "select workflow_id from durable.child_results(%s)", first)[1].workflow_id
     call(conn, "pause", second)
     ahead = claim_one(conn)
