@@ -14,6 +14,13 @@ ONE_STEP_DEF = "one_step_def"  # the same with plain functions
 TEN_STEPS_DEF = "ten_steps_def"
 MARK = "mark"  # reports that its body began
 HOLD = "hold"  # reports that its body began, and then runs for as long as it is let
+RECEIVE = "receive"  # waits for a message, and reports that it came
+AWAIT_EVENT = "await_event"  # waits for an event
+FAN_OUT = "fan_out"  # runs children and waits for all of them
+LONG = "long"  # runs many steps, and then reports each message that comes
+
+TOPIC = "topic"
+EVENT = "event"
 
 STEPS = {NO_STEP: 0, ONE_STEP: 1, TEN_STEPS: 10, ONE_STEP_DEF: 1, TEN_STEPS_DEF: 10}
 

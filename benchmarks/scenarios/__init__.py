@@ -20,6 +20,7 @@ from benchmarks.scenarios import (
     sql_batches,
     sql_queue,
     ten_steps,
+    waiting,
 )
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -41,4 +42,5 @@ SCENARIOS: tuple[Scenario, ...] = (
     idle_load.SCENARIO,
     many_workers.SCENARIO,
     schedules.SCENARIO,
+    waiting.SCENARIO,
 )

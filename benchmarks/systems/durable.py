@@ -15,16 +15,22 @@ from psycopg import Connection
 from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import (
+    AWAIT_EVENT,
+    EVENT,
+    FAN_OUT,
     HOLD,
+    LONG,
     MARK,
     NO_STEP,
     ONE_STEP,
     ONE_STEP_DEF,
     ORDER,
     QUEUE,
+    RECEIVE,
     STEPS,
     TEN_STEPS,
     TEN_STEPS_DEF,
+    TOPIC,
     charge,
 )
 
@@ -121,6 +127,25 @@ def _register(app: Durable, options: WorkerOptions) -> None:
     async def hold(ctx: AsyncContext, value: dict[str, Any]) -> None:
         options.mark(value["sample"])
         await asyncio.sleep(3600)
+
+    @app.workflow(name=RECEIVE, queue=QUEUE)
+    async def receive(ctx: AsyncContext) -> None:
+        options.mark(await ctx.receive(TOPIC))
+
+    @app.workflow(name=AWAIT_EVENT, queue=QUEUE)
+    async def await_event(ctx: AsyncContext) -> None:
+        await ctx.wait_event(EVENT)
+
+    @app.workflow(name=FAN_OUT, queue=QUEUE)
+    async def fan_out(ctx: AsyncContext, children: int) -> int:
+        return len(await ctx.map(no_step, [ORDER] * children))
+
+    @app.workflow(name=LONG, queue=QUEUE)
+    async def long(ctx: AsyncContext, steps: int) -> None:
+        for _ in range(steps):
+            await ctx.step(step, ORDER)
+        while True:
+            options.mark(await ctx.receive(TOPIC))
 
 
 SYSTEM = _Durable()
