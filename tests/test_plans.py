@@ -9,7 +9,10 @@ import pytest
 from clusters import Database
 from engine import Connection, call, claim, enqueue, rows, value
 
-TABLES = ("live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "ended_children")
+TABLES = (
+    "live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "ended_children", "schedules",
+    "schedule_firings",
+)  # fmt: skip
 
 
 def fill(conn: Connection, size: int) -> None:
@@ -44,6 +47,15 @@ def fill(conn: Connection, size: int) -> None:
     )
     conn.execute("select durable.emit('fill ' || n) from generate_series(1, %s) n", [size // 4])
     conn.execute("drop table held")
+    # Schedules that are not due for long, with the outcomes of their past.
+    conn.execute("select durable.schedule('fill ' || n, '0 0 1 1 *', 'w') from generate_series(1, %s) n", [size // 10])
+    conn.execute(
+        """insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id, reason)
+           select 'fill ' || n, now() - interval '1 day' * m, case when m = 1 then 'fired' else 'missed' end::durable.firing_outcome,
+             m = 1, false, now() - interval '1 day' * m, case when m = 1 then gen_random_uuid() end, 'fill'
+           from generate_series(1, %s) n, generate_series(1, 3) m""",
+        [size // 10],
+    )
 
 
 def work(conn: Connection, turn: str) -> None:
@@ -80,6 +92,7 @@ def work(conn: Connection, turn: str) -> None:
     call(conn, "history", ids[0])
     wait(conn, f"waiting {turn}")
     join(conn, f"parents {turn}")
+    schedule(conn, f"schedule {turn}")
     call(conn, "tick")
 
 
@@ -124,6 +137,24 @@ def join(conn: Connection, queue: str) -> None:
     call(conn, "child_results", first)
     call(conn, "start_children", again.workflow_id, again.lease, "t", "child", [{}] * 4)
     call(conn, "cancel", again.workflow_id)
+
+
+def schedule(conn: Connection, name: str) -> None:
+    """Due times that fire, are skipped, queue up, are let go and are watched for a failure."""
+    for overlap in ("skip", "queue_all", "cancel", "allow"):
+        call(conn, "schedule", f"{name} {overlap}", "1 second", "w", queue=name, overlap=overlap, pause_on_failure=True)
+    for turn in range(3):
+        conn.execute(
+            "update durable.schedules set next_at = next_at - interval '2 seconds' where starts_with(name, %s)", [name]
+        )
+        call(conn, "tick")
+        for claimed in claim(conn, "hot", 1, [name]):
+            call(conn, "fail" if turn else "complete", claimed.workflow_id, claimed.lease, {"message": "done"})
+    call(conn, "trigger_schedule", f"{name} skip")
+    rows(conn, "select * from durable.next_firings(%s)", f"{name} skip")
+    conn.execute(
+        "select durable.unschedule(%s || o) from unnest(array[' skip', ' allow', ' cancel', ' queue_all']) o", [name]
+    )
 
 
 def reads(conn: Connection) -> dict[str, Any]:
