@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import ExitStack
 from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -113,6 +114,24 @@ def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> No
             waits.append(time.monotonic() - began)
     # It polls every two to four seconds.
     assert sorted(waits)[2] < 1.5
+
+
+def test_what_is_committed_after_a_worker_lay_down_is_found_though_nobody_rings(
+    app: Durable, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable_client._worker._POLL", 3600.0)
+    run = declare(app, [])
+    conn, other = db.connect(), db.connect()
+    with ExitStack() as running:
+        with conn.transaction():
+            # Nobody is idle yet, so nobody is to be rung for.
+            handle = app.enqueue(run, 1, conn=conn)
+            running.enter_context(working(app))
+            while not value(other, "select exists (select from durable.idle_workers)"):
+                time.sleep(0.01)
+            # By then it has looked once more.
+            time.sleep(0.2)
+        assert handle.result(timeout=30) == 1
 
 
 def test_a_workflow_claimed_ahead_does_not_run_in_the_context_of_another(app: Durable, db: Database) -> None:

@@ -43,7 +43,10 @@ log = logging.getLogger("durable")
 
 # Milliseconds between the turns of two workers at ticking.
 _TURN = 500
+# How often an idle worker looks for work unasked. The first times are soon after it had some: whoever was about to
+# commit while it lay down may not have seen that there is somebody to wake.
 _POLL = 3.0
+_FIRST_POLL = 0.05
 # A worker that had something to do this recently looks again soon, before it asks to be woken: a busy system sends no
 # NOTIFY.
 _BUSY = 0.02
@@ -189,6 +192,7 @@ class Worker:
         self._announced = False
         last_work = time.monotonic() - _BUSY
         sampled_at, counted, ahead = last_work, 0, 0
+        poll = _FIRST_POLL
         while not self._stopping:
             now = time.monotonic()
             if now - sampled_at > _SAMPLE:
@@ -207,7 +211,7 @@ class Worker:
             self._start_next()
             now = time.monotonic()
             if rows:
-                self._announced, last_work = False, now
+                self._announced, last_work, poll = False, now, _FIRST_POLL
             if len(rows) == wanted:
                 continue
             # Nobody is in line, so there is no need to be ahead of anything.
@@ -220,7 +224,8 @@ class Worker:
                 self._announced = True
             else:
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._bell.wait(), _POLL * random.uniform(0.75, 1.25))
+                    await asyncio.wait_for(self._bell.wait(), poll * random.uniform(0.75, 1.25))
+                poll = min(_POLL, 5 * poll)
 
     async def _claim(self, free: int) -> list[Claimed]:
         before = self._link.reconnects
