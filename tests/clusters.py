@@ -26,6 +26,8 @@ from psycopg.rows import TupleRow
 VERSIONS = (15, 16, 17, 18)
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "durable_template"
+# More than the data of one test run takes.
+ROOM = 2 * 1024**3
 
 
 def _find_installation(version: int) -> tuple[list[tuple[Path, str]], str]:
@@ -122,10 +124,10 @@ def run(*command: str, **options: Any) -> str:
 class Cluster:
     """One Postgres server with its own data directory, reached through a Unix socket.
 
-    ``crash_safe`` keeps fsync on, for tests that kill the server.
+    The data directory is a copy of the one of ``origin``, which is stopped, or new.
     """
 
-    def __init__(self, installation: Installation, directory: Path, *, crash_safe: bool = False) -> None:
+    def __init__(self, installation: Installation, directory: Path, *, origin: Cluster | None = None) -> None:
         self.version = installation.version
         self.installation = installation
         self.data = directory / "data"
@@ -136,14 +138,19 @@ class Cluster:
         as_user = account()
         if as_user:
             shutil.chown(directory, as_user["user"], as_user["group"])
-        run(
-            *self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"),
-            **as_user,
-        )
+        if origin is None:
+            run(
+                *self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"),
+                **as_user,
+            )
+        else:
+            run("cp", "-a", str(origin.data), str(self.data), **as_user)
         settings = {
             "listen_addresses": "''",
             "unix_socket_directories": f"'{self.sockets}'",
-            "fsync": "on" if crash_safe else "off",
+            # Tests kill processes, however roughly, but never the operating system, which keeps what they wrote.
+            "fsync": "off",
+            "full_page_writes": "off",
             "max_connections": "200",
             "max_worker_processes": "16",
             "max_prepared_transactions": "10",
@@ -223,13 +230,20 @@ class Cluster:
     ) -> psycopg.Connection[TupleRow]:
         return psycopg.connect(self.dsn(database, user), **{"autocommit": True, **options})
 
+    def create_template(self) -> None:
+        with self.connect() as conn:
+            conn.execute(f"create database {TEMPLATE}".encode())
+        with self.connect(TEMPLATE) as conn:
+            conn.execute("create extension durable")
+            # Made ahead by the tick in a real database; here, so that each test does not make them again.
+            conn.execute("select durable.tick()")
+
     def create_database(self, *, template: str | None = None) -> Database:
         """A new database with the extension in it, or a copy of the given one."""
         name = f"t_{uuid.uuid4().hex[:12]}"
         with self.connect() as conn:
-            if template is None:
-                self._ensure_template(conn)
-            conn.execute(f'create database {name} template "{template or TEMPLATE}"'.encode())
+            # Cheaper than by the log where the checkpoint that it begins with need not reach a disk.
+            conn.execute(f'create database {name} template "{template or TEMPLATE}" strategy file_copy'.encode())
         self._databases.append(Database(self, name))
         return self._databases[-1]
 
@@ -238,14 +252,6 @@ class Cluster:
         for database in self._databases:
             database.disconnect()
         self.stop(signal.SIGQUIT)
-
-    def _ensure_template(self, conn: psycopg.Connection[TupleRow]) -> None:
-        if conn.execute("select from pg_database where datname = %s", [TEMPLATE]).fetchone() is None:
-            conn.execute(f"create database {TEMPLATE}".encode())
-            with self.connect(TEMPLATE) as template:
-                template.execute("create extension durable")
-                # Made ahead by the tick in a real database; here, so that each test does not make them again.
-                template.execute("select durable.tick()")
 
 
 class Database:
@@ -275,37 +281,46 @@ class Database:
 
 
 class Clusters:
-    """The clusters of one test run, started when first asked for."""
+    """The clusters of one test run."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="durable-"))
+        self._data = Path(tempfile.mkdtemp(prefix="durable-", dir=_memory()))
         # Servers of another user must reach their binaries and sockets.
         self._directory.chmod(0o755)
-        self._installations: dict[int, Installation] = {}
-        self._shared: dict[int, Cluster] = {}
-
-    def installation(self, version: int) -> Installation:
-        if version not in self._installations:
-            self._installations[version] = Installation(version, self._directory / f"pg{version}")
-        return self._installations[version]
-
-    def shared(self, version: int) -> Cluster:
-        if version not in self._shared:
-            self._shared[version] = Cluster(self.installation(version), self._directory / f"c{version}")
-        return self._shared[version]
+        self._data.chmod(0o755)
+        self._origins: dict[int, Cluster] = {}
 
     @contextlib.contextmanager
-    def own(self, version: int) -> Iterator[Cluster]:
-        """A cluster for one test that kills, restarts or reconfigures it."""
-        directory = self._directory / f"o{uuid.uuid4().hex[:8]}"
-        cluster = Cluster(self.installation(version), directory, crash_safe=True)
+    def running(self, version: int) -> Iterator[Cluster]:
+        """A new cluster with the database that others are copied from."""
+        origin = self._origin(version)
+        directory = self._data / f"c{uuid.uuid4().hex[:8]}"
+        cluster = Cluster(origin.installation, directory, origin=origin)
         try:
             yield cluster
         finally:
             cluster.close()
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(directory)
+
+    def _origin(self, version: int) -> Cluster:
+        """The stopped cluster of which all of its version are copies: initdb costs more than a whole test."""
+        if version not in self._origins:
+            installation = Installation(version, self._directory / f"pg{version}")
+            origin = Cluster(installation, self._data / f"o{version}")
+            origin.create_template()
+            origin.stop()
+            self._origins[version] = origin
+        return self._origins[version]
 
     def close(self) -> None:
-        for cluster in self._shared.values():
-            cluster.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._data)
+        shutil.rmtree(self._directory)
+
+
+def _memory() -> str | None:
+    """Where data directories lie in memory, if there is room for them: each test makes and drops hundreds of files."""
+    memory = Path("/dev/shm")
+    if "TMPDIR" in os.environ or not memory.is_dir() or shutil.disk_usage(memory).free < ROOM:
+        return None
+    return str(memory)

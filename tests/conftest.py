@@ -54,15 +54,16 @@ def clusters() -> Iterator[Clusters]:
 
 
 @pytest.fixture(scope="session")
-def cluster(clusters: Clusters, pg_version: int) -> Cluster:
+def cluster(clusters: Clusters, pg_version: int) -> Iterator[Cluster]:
     """A running server of each Postgres version in turn; tests share it."""
-    return clusters.shared(pg_version)
+    with clusters.running(pg_version) as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def own_cluster(clusters: Clusters, pg_version: int) -> Iterator[Cluster]:
-    """A server of its own, with fsync on, for a test that kills or reconfigures it."""
-    with clusters.own(pg_version) as cluster:
+    """A server of its own for a test that kills or reconfigures it."""
+    with clusters.running(pg_version) as cluster:
         yield cluster
 
 

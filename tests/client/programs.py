@@ -1,4 +1,4 @@
-"""The program that the worker processes of the tests run: ``python -m client.programs '{"concurrency": 5}'``.
+"""The program that the worker processes of the tests run.
 
 The environment has DURABLE_DSN, and JOURNAL, the file where the steps note what they do.
 """
@@ -6,11 +6,10 @@ The environment has DURABLE_DSN, and JOURNAL, the file where the steps note what
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -407,5 +406,13 @@ def plain_mixed(ctx: Context, n: int) -> int:
     return sum(future.result() for future in both)
 
 
-if __name__ == "__main__":
-    app.run_worker(**json.loads(sys.argv[1]))
+# What a worker process does
+
+
+def work(environment: dict[str, str], log: Path, options: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    app.run_worker(**options)

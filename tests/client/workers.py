@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import functools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from durable_client import Durable, Handle, Worker, WorkflowFailed
 
+from client import programs
+
 TESTS = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def forks() -> ForkServerContext:
+    """Forks workers off a process that has imported their program, for that alone takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        # That process does not take over the path of this one.
+        patch.setenv("PYTHONPATH", str(TESTS))
+        forkserver.set_forkserver_preload(["client.programs"])
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
 class Process:
@@ -25,36 +39,33 @@ class Process:
 
     def __init__(self, dsn: str, journal: Path, log: Path, options: dict[str, Any]) -> None:
         self._log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "client.programs", json.dumps(options)],
-                cwd=TESTS,
-                env=os.environ | {"DURABLE_DSN": dsn, "JOURNAL": str(journal)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        environment = os.environ | {"DURABLE_DSN": dsn, "JOURNAL": str(journal)}
+        self._process = forks().Process(target=programs.work, args=(environment, log, options))
+        self._process.start()
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(30)
+        self._process.join(30)
 
     def wait(self) -> int:
         """Its exit status."""
-        return self._process.wait(60)
+        self._process.join(60)
+        assert self._process.exitcode is not None, "it goes on"
+        return self._process.exitcode
 
     def log(self) -> str:
         return self._log.read_text()
