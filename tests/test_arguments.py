@@ -326,6 +326,7 @@ def test_an_input_over_the_limit_is_refused_and_nothing_of_its_batch_is_enqueued
     enqueue(conn, input={"v": "x" * 1000})
 
 
+@pytest.mark.pg(15, 18)
 def test_a_payload_of_100_mb_goes_in_and_comes_back(db: Database) -> None:
     conn = db.connect()
     conn.execute("create table payload as select jsonb_build_object('text', repeat('durable! ', 11111111)) as v")

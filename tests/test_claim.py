@@ -61,6 +61,7 @@ def claim_soon(conn: Connection, worker: str = "worker") -> Any:
     raise AssertionError("the workflow was never claimed")
 
 
+@pytest.mark.pg(15, 18)
 @pytest.mark.parametrize("priority", [0, 7])
 def test_17_a_workflow_whose_enqueue_commits_late_still_runs(db: Database, priority: int) -> None:
     late, other = db.connect(autocommit=False), db.connect()
@@ -80,6 +81,7 @@ def test_17_a_workflow_whose_enqueue_commits_late_still_runs(db: Database, prior
     assert claim_soon(other).workflow_id == workflow_id
 
 
+@pytest.mark.pg(15, 18)
 def test_17_a_workflow_that_becomes_ready_in_a_late_transaction_still_runs(db: Database) -> None:
     late, other = db.connect(autocommit=False), db.connect()
     workflow_id = enqueue(other)
@@ -160,6 +162,7 @@ def test_new_queues_used_in_opposite_order_do_not_deadlock(db: Database) -> None
     assert len(claim(one, max_workflows=9, queues=["a", "b"])) == 4
 
 
+@pytest.mark.pg(15, 18)
 def test_outputs_that_together_are_larger_than_a_value_can_be_do_not_stop_the_claim(db: Database) -> None:
     conn = db.connect()
     workflow_id = enqueue(conn)

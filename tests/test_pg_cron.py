@@ -53,6 +53,7 @@ def test_31_with_pg_cron_everything_that_time_demands_is_done_while_no_worker_ru
         assert rows(conn, "select from cron.job") == []
 
 
+@pytest.mark.pg(15, 18)
 def test_one_call_goes_by_the_time_of_each_tick(db: Database) -> None:
     conn = db.connect()
     delayed = enqueue(conn, run_at=value(conn, "select now() + interval '1 second'"))

@@ -17,6 +17,8 @@ from client.workers import working
 from clusters import Database
 from engine import call, rows, value
 
+pytestmark = pytest.mark.pg(15, 18)
+
 
 def declare(app: Durable, ran: list[Any]) -> Any:
     @app.workflow

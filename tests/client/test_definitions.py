@@ -25,7 +25,7 @@ from client.workers import working
 from clusters import Cluster, Database
 from engine import value
 
-one_version = pytest.mark.pg(18)
+pytestmark = pytest.mark.pg(18)
 
 
 @pytest.fixture
@@ -129,7 +129,6 @@ def test_a_wrong_dsn_is_reported_at_once(db: Database) -> None:
         start_worker(app)
 
 
-@one_version
 def test_a_database_without_the_schema_is_reported_with_the_remedy(bare: str) -> None:
     app = Durable(bare)
 
@@ -149,7 +148,6 @@ def test_a_database_without_the_schema_is_reported_with_the_remedy(bare: str) ->
     app.close()
 
 
-@one_version
 @pytest.mark.parametrize(
     ("installed", "older"), [("0.0.9", "schema"), ("0.2.0", "durable-client"), ("1.0.0", "durable-client")]
 )
@@ -170,7 +168,6 @@ def test_a_schema_of_another_version_is_refused_and_the_older_side_named(
         start_worker(app)
 
 
-@one_version
 def test_a_schema_that_differs_in_the_last_number_fits(app: Durable, db: Database) -> None:
     conn = db.connect()
     source = value(conn, "select pg_get_functiondef('durable.version()'::regprocedure)")
@@ -178,7 +175,6 @@ def test_a_schema_that_differs_in_the_last_number_fits(app: Durable, db: Databas
     assert app.enqueue("w").status() == "pending"
 
 
-@one_version
 def test_a_schema_of_this_version_made_from_other_sources_is_told_of(
     app: Durable, db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,7 +190,6 @@ def test_a_schema_of_this_version_made_from_other_sources_is_told_of(
     assert "from other sources" in caplog.text
 
 
-@one_version
 def test_roles_with_the_granted_rights_can_enqueue_and_work(db: Database) -> None:
     conn = db.connect()
     for role in ("shop", "shop_worker"):
@@ -211,7 +206,6 @@ def test_roles_with_the_granted_rights_can_enqueue_and_work(db: Database) -> Non
     client.close()
 
 
-@one_version
 def test_a_role_without_rights_is_told_which_one_is_missing(db: Database) -> None:
     db.connect().execute(
         "do $$ begin create role nobody_special login; exception when duplicate_object then null; end $$"
@@ -227,7 +221,6 @@ def test_a_role_without_rights_is_told_which_one_is_missing(db: Database) -> Non
         start_worker(app)
 
 
-@one_version
 def test_errors_of_the_schema_arrive_as_exceptions_with_detail_and_hint(app: Durable) -> None:
     app.enqueue("w", key="k")
     with pytest.raises(KeyConflict, match="belongs to workflow 'w'") as info:

@@ -12,7 +12,7 @@ from clusters import ROOT, Database
 from engine import rows, value
 
 
-@pytest.mark.pg(15, 18)
+@pytest.mark.pg(18)
 def test_the_nightly_report_skips_misses_and_catches_up(db: Database) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.nightly_report"], cwd=ROOT, env=os.environ | {"DURABLE_DSN": db.dsn},

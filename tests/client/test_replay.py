@@ -18,7 +18,6 @@ from client.workers import OnceMore, Processes, replayed, working
 pytestmark = pytest.mark.pg(15, 18)
 
 
-@pytest.mark.pg(15, 18)
 @pytest.mark.parametrize("program", [programs.fan_out, programs.plain_fan_out], ids=["gather", "submit"])
 def test_19_parallel_steps_replay_to_the_same_results_whatever_order_they_end_in(
     processes: Processes, journal: Journal, program: Any
@@ -99,7 +98,6 @@ def test_20_each_turn_of_a_loop_is_a_checkpoint_of_its_own(app: Durable) -> None
         pytest.param('\u2028 \U0001f600 \\ " \\u0000 \x7f', id="text"),
     ],
 )
-@pytest.mark.pg(15, 18)
 def test_a_step_without_annotation_gives_the_same_value_and_types_in_a_replay(app: Durable, output: Any) -> None:
     seen: list[str] = []
 
@@ -208,7 +206,6 @@ def test_current_step_is_for_steps(app: Durable) -> None:
         current_step()
 
 
-@pytest.mark.pg(15, 18)
 def test_a_workflow_of_5000_steps_replays_without_running_one_again(app: Durable) -> None:
     ran = 0
 

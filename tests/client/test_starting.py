@@ -20,7 +20,7 @@ from client.workers import TESTS
 from clusters import Cluster
 from engine import enqueue, value
 
-pytestmark = pytest.mark.pg(15, 18)
+pytestmark = pytest.mark.pg(18)
 
 WAITING = "Postgres is not up yet"
 

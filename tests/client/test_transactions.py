@@ -16,6 +16,8 @@ from client.workers import working
 from clusters import Database
 from engine import call, rows, value
 
+pytestmark = pytest.mark.pg(15, 18)
+
 
 def test_10_rows_and_checkpoint_commit_together_or_not_at_all(app: Durable, db: Database) -> None:
     conn = db.connect()
@@ -199,7 +201,6 @@ def test_a_transactional_step_is_retried_by_its_policy(app: Durable, db: Databas
     assert value(conn, "select count(*) from bookings") == 1
 
 
-@pytest.mark.pg(15, 18)
 def test_many_workflows_share_one_connection_for_transactions(app: Durable, db: Database) -> None:
     conn = db.connect()
     conn.execute("create table bookings (n int)")
