@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -71,6 +71,15 @@ class AsyncEngine:
         task: asyncio.Future[Any] = asyncio.ensure_future(call(*args))
         return task
 
+    async def join(self, spawned: Sequence[asyncio.Future[Any]]) -> None:
+        """Waits for all of them. Raises what the first of them raised, if one did; the others are cancelled then."""
+        try:
+            await asyncio.gather(*spawned)
+        finally:
+            for task in spawned:
+                task.cancel()
+            await asyncio.gather(*spawned, return_exceptions=True)
+
     async def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         """Returns when the output is stored; raises Stored when another outcome was first."""
         waiter = self.loop.create_future()
@@ -125,6 +134,8 @@ class AsyncEngine:
              seconds(retry.max_delay)),
         )  # fmt: skip
         wait: float | None = rows[0][0]
+        if wait is None:
+            run.failed.append(name)
         return wait
 
     async def publish(self, run: Run, key: str, value: str) -> None:
@@ -229,6 +240,12 @@ class ThreadEngine:
     def spawn(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
         # Not among the bodies: this one waits for a body, and would wait for ever if all threads did so.
         return self._submitted.submit(contextvars.copy_context().run, call, *args)
+
+    def join(self, spawned: Sequence[concurrent.futures.Future[Any]]) -> None:
+        """Waits for all of them, and raises what one of them raised, if one did."""
+        concurrent.futures.wait(spawned)
+        for future in spawned:
+            future.result()
 
     def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         waiter = _ThreadWaiter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _codec
 from ._calls import Claimed, StoredStep, stored_steps
-from ._errors import DurableError, InvalidArgument
+from ._errors import DurableError, InvalidArgument, StepFailed
 
 if TYPE_CHECKING:
     import asyncio
@@ -94,8 +94,8 @@ class Run:
     """One claimed workflow."""
 
     __slots__ = (
-        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "gate", "interrupt_hook", "lease",
-        "name", "replay", "running", "waits", "workflow_id",
+        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "failed", "gate", "interrupt_hook",
+        "lease", "name", "replay", "running", "waits", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed) -> None:
@@ -106,6 +106,8 @@ class Run:
         self.attempt = claimed.attempt
         self.claimed_at = time.monotonic()
         self.replay: dict[str, StoredStep] = stored_steps(claimed.steps)
+        # Names of the steps that failed for good, in the order in which that was stored.
+        self.failed = [name for name, step in self.replay.items() if step.status == "error"]
         # Steps under way: name -> (monotonic start, attempt). The heartbeat reports the long ones.
         self.running: dict[str, tuple[float, int]] = {}
         # Names of the steps that the code waits for, also between two attempts: while there are any, it does not park.
@@ -145,6 +147,14 @@ class Run:
         """Raises WorkflowInterrupted when the code of the workflow must stop."""
         if self._interruption is not None:
             raise WorkflowInterrupted(self._interruption.reason)
+
+    def raise_first_failure(self, results: Iterable[Any]) -> None:
+        """Raises the failure among the results of steps that was stored first, as it will be in a replay."""
+        failures = [result for result in results if isinstance(result, StepFailed)]
+        if failures:
+            order = {name: n for n, name in enumerate(self.failed)}
+            # One that a crash interrupted has no outcome that is stored, and was there before all else.
+            raise min(failures, key=lambda failure: order.get(failure.step, -1))
 
     def enter(self, name: str, attempt: int) -> Any:
         self.running[name] = (time.monotonic(), attempt)
