@@ -323,7 +323,7 @@ class Context:
                 if stored.at_most_once:
                     raise step_failed(run.workflow_id, name, INTERRUPTED)
                 attempt = stored.attempt
-                time.sleep(stored.retry_in)
+                self._engine.pause(run, stored.retry_in)
         while True:
             run.check()
             if run.gate is not None:
@@ -351,11 +351,11 @@ class Context:
                 if wait is None:
                     raise step_failed(run.workflow_id, name, json.loads(text)) from error
             attempt += 1
-            time.sleep(wait)
+            self._engine.pause(run, wait)
 
     def _invoke(self, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
         started = time.monotonic()
-        value = self._engine.invoke(step, args, kwargs)
+        value = self._engine.invoke(self._run, step, args, kwargs)
         text = _codec.encode(value, f"workflow {self._run.workflow_id}, step {name!r}: its output")
         result = _codec.round_trip(value, text, step.decode)
         self._engine.checkpoint(self._run, name, text, attempt, int((time.monotonic() - started) * 1000))

@@ -64,8 +64,12 @@ class AsyncEngine:
         await self.async_pool.close()
         await asyncio.to_thread(self.pool.close)
 
-    async def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+    async def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
         return await invoke_async(step, self.threads, args, kwargs)
+
+    async def pause(self, run: Run, length: float) -> None:
+        """Lets so many seconds pass, or fewer when the code must stop."""
+        await asyncio.sleep(length)
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         task: asyncio.Future[Any] = asyncio.ensure_future(call(*args))
@@ -234,8 +238,13 @@ class ThreadEngine:
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._signalled = False
 
-    def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
-        return invoke(step, self._engine.threads, self._engine.loop, args, kwargs)
+    def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+        return invoke(run, step, self._engine.threads, self._engine.loop, args, kwargs)
+
+    def pause(self, run: Run, length: float) -> None:
+        told = threading.Event()
+        with run.told_by(told.set):
+            told.wait(length)
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
         # Not among the bodies: this one waits for a body, and would wait for ever if all threads did so.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -94,8 +95,8 @@ class Run:
     """One claimed workflow."""
 
     __slots__ = (
-        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "failed", "gate", "interrupt_hook",
-        "lease", "name", "replay", "running", "waits", "workflow_id",
+        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "failed", "gate", "hooks", "lease",
+        "name", "replay", "running", "waits", "workflow_id",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed) -> None:
@@ -117,7 +118,8 @@ class Run:
         self.gate: asyncio.Future[None] | None = None
         self._counts: dict[str, itertools.count[int]] = {}
         self._interruption: WorkflowInterrupted | None = None
-        self.interrupt_hook: Callable[[], object] | None = None
+        # What is called when the code must stop, to make it hear of that at once.
+        self.hooks: list[Callable[[], object]] = []
 
     def unique(self, name: str) -> str:
         """The name of the next call of a step: the name itself, then ``#2``, ``#3``… in call order."""
@@ -136,8 +138,20 @@ class Run:
         """Makes the code of the workflow stop at its next step, or at once where it can be cancelled."""
         if self._interruption is None:
             self._interruption = WorkflowInterrupted(reason)
-            if self.interrupt_hook is not None:
-                self.interrupt_hook()
+            for hook in list(self.hooks):
+                hook()
+
+    @contextmanager
+    def told_by(self, hook: Callable[[], object]) -> Iterator[None]:
+        """Has the hook called when the code must stop, or must have stopped already."""
+        self.hooks.append(hook)
+        try:
+            # Looked at after the hook is there, for this is a thread, and the event loop interrupts.
+            if self._interruption is not None:
+                hook()
+            yield
+        finally:
+            self.hooks.remove(hook)
 
     @property
     def interruption(self) -> WorkflowInterrupted | None:
