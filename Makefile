@@ -52,6 +52,11 @@ benchmarks/node_modules/.package-lock.json: benchmarks/package-lock.json benchma
 demo: .venv/.demo
 	@.venv/bin/python -m examples.orders $(DEMO)
 
+# Those of examples/agent and examples/pipeline: they need as little.
+.PHONY: demo-agent demo-pipeline
+demo-agent demo-pipeline: .venv/.demo
+	@.venv/bin/python -m examples.$(@:demo-%=%) $(DEMO)
+
 .venv/.demo: python_client/pyproject.toml $(PARTS)
 	@test -x .venv/bin/python || python3 -m venv .venv
 	@echo "Installing the client and an embedded Postgres into .venv …"

@@ -21,6 +21,7 @@ from durable_client import (
     Event,
     Message,
     Retry,
+    StepFailed,
     StepInterrupted,
     Timer,
     WaitTimedOut,
@@ -148,6 +149,18 @@ async def launching(ctx: AsyncContext, name: str) -> str:
 @app.workflow
 def plain_launching(ctx: Context, name: str) -> str:
     return ctx.step(launch_plain, name)
+
+
+@app.workflow
+async def launching_all(ctx: AsyncContext, names: list[str]) -> list[str]:
+    results = await ctx.map(launch, names, return_failures=True)
+    return [f"{item.step} was interrupted" if isinstance(item, StepInterrupted) else str(item) for item in results]
+
+
+@app.workflow
+def plain_launching_all(ctx: Context, names: list[str]) -> list[str]:
+    results = ctx.map(launch_plain, names, return_failures=True)
+    return [f"{item.step} was interrupted" if isinstance(item, StepInterrupted) else str(item) for item in results]
 
 
 # What must be the same in every replay.
@@ -338,6 +351,74 @@ async def root(ctx: AsyncContext, name: str) -> Any:
 @app.workflow
 def plain_root(ctx: Context, name: str) -> Any:
     return [ctx.run(joining, name), ctx.step(mark_plain, name, "end")]
+
+
+# Steps over items.
+
+
+@app.step
+async def read(item: list[Any]) -> int:
+    name, n = item
+    journal().note("read", name, n)
+    await journal().pass_by_async(f"{name}-{n}")
+    return n * 10
+
+
+@app.step(name="read")
+def read_plain(item: list[Any]) -> int:
+    name, n = item
+    journal().note("read", name, n)
+    journal().pass_by(f"{name}-{n}")
+    return n * 10
+
+
+@app.workflow
+async def reading(ctx: AsyncContext, given: list[Any]) -> list[int]:
+    name, count, width = given
+    return await ctx.map(read, [[name, n] for n in range(count)], max_parallel=width)
+
+
+@app.workflow
+def plain_reading(ctx: Context, given: list[Any]) -> list[int]:
+    name, count, width = given
+    return ctx.map(read_plain, [[name, n] for n in range(count)], max_parallel=width)
+
+
+@app.step(retry=Retry(max_attempts=2, initial="10ms"))
+async def sort_out(item: str) -> str:
+    journal().note("sort out", item)
+    if item == "bad" or (item == "flaky" and current_step().attempt == 1):
+        raise Refused(item)
+    return item
+
+
+@app.step(name="sort_out", retry=Retry(max_attempts=2, initial="10ms"))
+def sort_out_plain(item: str) -> str:
+    journal().note("sort out", item)
+    if item == "bad" or (item == "flaky" and current_step().attempt == 1):
+        raise Refused(item)
+    return item
+
+
+@app.workflow
+async def sorting(ctx: AsyncContext) -> list[str]:
+    """What can become of an item, and what comes after."""
+    kept = await ctx.map(sort_out, ["good", "flaky", "bad", "better"], max_parallel=2, return_failures=True)
+    try:
+        await ctx.map(sort_out, ["bad", "never begun"], max_parallel=1)
+    except StepFailed as failure:
+        kept.append(failure)
+    return [item.type.rpartition(".")[2] if isinstance(item, StepFailed) else item for item in kept]
+
+
+@app.workflow
+def plain_sorting(ctx: Context) -> list[str]:
+    kept = ctx.map(sort_out_plain, ["good", "flaky", "bad", "better"], max_parallel=2, return_failures=True)
+    try:
+        ctx.map(sort_out_plain, ["bad", "never begun"], max_parallel=1)
+    except StepFailed as failure:
+        kept.append(failure)
+    return [item.type.rpartition(".")[2] if isinstance(item, StepFailed) else item for item in kept]
 
 
 # Misbehaviour.

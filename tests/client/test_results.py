@@ -439,7 +439,8 @@ def test_the_timeout_of_a_workflow_ends_it(app: Durable) -> None:
     assert stopped == [True, True]
 
 
-def test_cancel_reaches_a_running_async_step(app: Durable) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_cancel_reaches_a_running_async_step(app: Durable, plain: bool) -> None:
     begun, stopped = threading.Event(), threading.Event()
 
     @app.step
@@ -454,8 +455,12 @@ def test_cancel_reaches_a_running_async_step(app: Durable) -> None:
     async def wait(ctx: AsyncContext) -> None:
         await ctx.step(sleep)
 
+    @app.workflow
+    def plain_wait(ctx: Context) -> None:
+        ctx.step(sleep)
+
     with working(app):
-        handle = app.enqueue(wait)
+        handle = app.enqueue(plain_wait if plain else wait)
         assert begun.wait(30)
         assert handle.cancel("not needed")
         assert stopped.wait(30)
@@ -463,6 +468,29 @@ def test_cancel_reaches_a_running_async_step(app: Durable) -> None:
             handle.result(timeout=30)
         assert not handle.cancel()
     assert handle.steps() == []
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_cancel_reaches_a_step_that_waits_for_its_next_attempt(app: Durable, plain: bool) -> None:
+    @app.step(retry=Retry(max_attempts=2, initial="1h", max_delay="1h"))
+    def fail() -> None:
+        raise ValueError("not now")
+
+    @app.workflow
+    async def wait(ctx: AsyncContext) -> None:
+        await ctx.step(fail)
+
+    @app.workflow
+    def plain_wait(ctx: Context) -> None:
+        ctx.step(fail)
+
+    # The next one gets the only slot.
+    with working(app, concurrency=1):
+        for _ in range(2):
+            handle = app.enqueue(plain_wait if plain else wait)
+            while not handle.steps():
+                time.sleep(0.01)
+            assert handle.cancel()
 
 
 def test_cancel_reaches_a_step_in_a_thread_that_asks(app: Durable) -> None:

@@ -24,6 +24,7 @@ from durable_client import (
     Message,
     Met,
     Retry,
+    StepFailed,
     StepRecord,
     Timer,
 )
@@ -90,6 +91,11 @@ def fulfil(ctx: Context, order: Order) -> int:
     assert_type(ctx.run(child, 1), str)
     assert_type(ctx.map(child, [1, 2], max_parallel=5), list[str])
     assert_type(ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
+    assert_type(ctx.map(ship, ["parcel"], max_parallel=5), list[int])
+    assert_type(ctx.map(pack, [Order(1)], return_failures=True), list[str | StepFailed])
+    assert_type(ctx.map(len, [["parcel"]]), list[int])
+    ctx.map(ship, [1])  # type: ignore[arg-type]
+    ctx.map(ship, ["parcel"], queue="other")  # type: ignore[call-overload]
     assert_type(ctx.uuid(), UUID)
     assert_type(ctx.random(), float)
     assert_type(ctx.attempt, int)
@@ -123,6 +129,8 @@ async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
     assert_type(await ctx.run(child, 1), str)
     assert_type(await ctx.map(child, [1, 2]), list[str])
     assert_type(await ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
+    assert_type(await ctx.map(pack, [Order(1)]), list[str])
+    assert_type(await ctx.map(ship, ["parcel"], return_failures=True), list[int | StepFailed])
     assert_type(ctx.uuid(), UUID)
     await ctx.step(pack, "parcel")  # type: ignore[call-overload]
     await ctx.set("parcel", parcel)

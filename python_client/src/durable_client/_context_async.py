@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
@@ -22,12 +23,13 @@ from ._conditions import encode as encode_conditions
 from ._definitions import Step, Workflow, as_step
 from ._durations import Duration
 from ._engine import AsyncEngine
-from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, WaitTimedOut, step_failed
+from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, StepFailed, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
 from ._run import LONG_RUN, Run, WorkflowInterrupted, fit, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def _clock(run: Run) -> datetime:
@@ -192,26 +194,62 @@ class AsyncContext:
 
     @overload
     def map(
-        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        self, function: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
         return_failures: Literal[False] = False, **options: Any,
     ) -> Awaitable[list[R]]: ...  # fmt: skip
     @overload
     def map(
-        self, workflow: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
+        self, function: Workflow[..., R] | str, items: Iterable[Any], *, max_parallel: int | None = None,
         return_failures: Literal[True], **options: Any,
     ) -> Awaitable[list[R | ChildFailed]]: ...  # fmt: skip
+    @overload
     def map(
-        self, workflow: Any, items: Iterable[Any], *, max_parallel: int | None = None, return_failures: bool = False,
+        self, function: Callable[[T], Coroutine[Any, Any, R]], items: Iterable[T], *, max_parallel: int | None = None,
+        return_failures: Literal[False] = False,
+    ) -> Awaitable[list[R]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, function: Callable[[T], Coroutine[Any, Any, R]], items: Iterable[T], *, max_parallel: int | None = None,
+        return_failures: Literal[True],
+    ) -> Awaitable[list[R | StepFailed]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, max_parallel: int | None = None,
+        return_failures: Literal[False] = False,
+    ) -> Awaitable[list[R]]: ...  # fmt: skip
+    @overload
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, max_parallel: int | None = None,
+        return_failures: Literal[True],
+    ) -> Awaitable[list[R | StepFailed]]: ...  # fmt: skip
+    def map(
+        self, function: Any, items: Iterable[Any], *, max_parallel: int | None = None, return_failures: bool = False,
         **options: Any,
     ) -> Any:  # fmt: skip
-        """Starts a child for each item, at most a million, waits until all have ended and returns their outputs in the
-        order of the items; holds no worker meanwhile. At most ``max_parallel`` of them are under way at a time.
+        """What a function returns for each item, in the order of the items. At most ``max_parallel`` of them are under
+        way at a time.
 
-        Raises the first ChildFailed in the order of the items, when all have ended. With ``return_failures`` it raises
-        none, and returns them in the places of the outputs. ``options`` are those of ``start``.
+        A workflow runs as a child for each item, at most a million of them, and no worker is held meanwhile.
+        ``options`` are those of ``start``. Raises the first ChildFailed in the order of the items, when all have ended.
+
+        A step runs for each item within this worker, and has the name that ``step`` would give it in that place: once
+        stored it does not run again. Raises the StepFailed that was first; no further item is begun after it, and those
+        under way end before.
+
+        With ``return_failures`` it raises neither, and returns them in the places of the outputs.
         """
-        name = self._name(f"map:{_children.name_of(workflow)}")
-        return self._map(name, workflow, list(items), return_failures, {**options, "max_parallel": max_parallel})
+        if isinstance(function, Workflow | str):
+            name = self._name(f"map:{_children.name_of(function)}")
+            return self._map(name, function, list(items), return_failures, {**options, "max_parallel": max_parallel})
+        known = as_step(function)
+        if options or (max_parallel is not None and max_parallel < 1):
+            raise InvalidArgument(
+                f"workflow {self.workflow_id}: the map of step {known.name!r} has options, or a max_parallel below 1",
+                hint="A step has its retry policy and timeout from Durable.step() or Step.options(), and no queue.",
+            )
+        # All of them now, so that they do not depend on which item is begun when.
+        calls = [(self._name(known.name), item) for item in items]
+        return self._map_steps(known, calls, max_parallel or len(calls), return_failures)
 
     def now(self) -> Awaitable[datetime]:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
@@ -285,7 +323,7 @@ class AsyncContext:
                 if stored.at_most_once:
                     raise step_failed(run.workflow_id, name, INTERRUPTED)
                 attempt = stored.attempt
-                await asyncio.sleep(stored.retry_in)
+                await self._engine.pause(run, stored.retry_in)
         while True:
             run.check()
             if run.gate is not None:
@@ -313,11 +351,11 @@ class AsyncContext:
                 if wait is None:
                     raise step_failed(run.workflow_id, name, json.loads(text)) from error
             attempt += 1
-            await asyncio.sleep(wait)
+            await self._engine.pause(run, wait)
 
     async def _invoke(self, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
         started = time.monotonic()
-        value = await self._engine.invoke(step, args, kwargs)
+        value = await self._engine.invoke(self._run, step, args, kwargs)
         text = _codec.encode(value, f"workflow {self._run.workflow_id}, step {name!r}: its output")
         result = _codec.round_trip(value, text, step.decode)
         await self._engine.checkpoint(self._run, name, text, attempt, int((time.monotonic() - started) * 1000))
@@ -394,6 +432,59 @@ class AsyncContext:
         if failure is not None and not return_failures:
             raise failure
         return results
+
+    async def _map_steps(
+        self, step: Step[Any, Any], calls: list[tuple[str, Any]], max_parallel: int, return_failures: bool
+    ) -> list[Any]:
+        run = self._run
+        results: dict[str, Any] = {}
+        todo: deque[tuple[str, Any]] = deque()
+        for name, item in calls:
+            stored = run.replay.get(name)
+            if stored is None or (stored.status == "running" and not stored.at_most_once):
+                todo.append((name, item))
+            else:
+                results[name] = await self._result_of(step, name, item)
+        if not return_failures:
+            run.raise_first_failure(results.values())
+        # What is still to be begun counts, too: between two of them the workflow is not only waiting.
+        run.active.update(name for name, _ in todo)
+        try:
+            lanes = min(max_parallel, len(todo))
+            await self._engine.join(
+                [self._engine.spawn(self._work, step, todo, results, not return_failures) for _ in range(lanes)]
+            )
+        finally:
+            run.active.difference_update(name for name, _ in calls)
+            if run.waits:
+                self._engine.step_ended(run)
+        if not return_failures:
+            run.raise_first_failure(results.values())
+        return [results[name] for name, _ in calls]
+
+    async def _work(
+        self, step: Step[Any, Any], todo: deque[tuple[str, Any]], results: dict[str, Any], stops: bool
+    ) -> None:
+        """One of those that share what is to be done. Whoever must stop leaves nothing for the others."""
+        while True:
+            try:
+                name, item = todo.popleft()
+            except IndexError:
+                return
+            try:
+                results[name] = await self._result_of(step, name, item)
+            except BaseException:
+                todo.clear()
+                raise
+            if stops and isinstance(results[name], StepFailed):
+                todo.clear()
+
+    async def _result_of(self, step: Step[Any, Any], name: str, item: Any) -> Any:
+        """The output of a step, or its failure."""
+        try:
+            return await self._perform(step, name, self._invoke, (item,), {})
+        except StepFailed as failure:
+            return failure
 
     async def _start(
         self, name: str, workflow: Workflow[..., Any] | str, inputs: list[Any], options: dict[str, Any]

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -64,12 +64,25 @@ class AsyncEngine:
         await self.async_pool.close()
         await asyncio.to_thread(self.pool.close)
 
-    async def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+    async def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
         return await invoke_async(step, self.threads, args, kwargs)
+
+    async def pause(self, run: Run, length: float) -> None:
+        """Lets so many seconds pass, or fewer when the code must stop."""
+        await asyncio.sleep(length)
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         task: asyncio.Future[Any] = asyncio.ensure_future(call(*args))
         return task
+
+    async def join(self, spawned: Sequence[asyncio.Future[Any]]) -> None:
+        """Waits for all of them. Raises what the first of them raised, if one did; the others are cancelled then."""
+        try:
+            await asyncio.gather(*spawned)
+        finally:
+            for task in spawned:
+                task.cancel()
+            await asyncio.gather(*spawned, return_exceptions=True)
 
     async def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         """Returns when the output is stored; raises Stored when another outcome was first."""
@@ -125,6 +138,8 @@ class AsyncEngine:
              seconds(retry.max_delay)),
         )  # fmt: skip
         wait: float | None = rows[0][0]
+        if wait is None:
+            run.failed.append(name)
         return wait
 
     async def publish(self, run: Run, key: str, value: str) -> None:
@@ -223,12 +238,23 @@ class ThreadEngine:
         self._inbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._signalled = False
 
-    def invoke(self, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
-        return invoke(step, self._engine.threads, self._engine.loop, args, kwargs)
+    def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
+        return invoke(run, step, self._engine.threads, self._engine.loop, args, kwargs)
+
+    def pause(self, run: Run, length: float) -> None:
+        told = threading.Event()
+        with run.told_by(told.set):
+            told.wait(length)
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
         # Not among the bodies: this one waits for a body, and would wait for ever if all threads did so.
         return self._submitted.submit(contextvars.copy_context().run, call, *args)
+
+    def join(self, spawned: Sequence[concurrent.futures.Future[Any]]) -> None:
+        """Waits for all of them, and raises what one of them raised, if one did."""
+        concurrent.futures.wait(spawned)
+        for future in spawned:
+            future.result()
 
     def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         waiter = _ThreadWaiter()

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ._definitions import Step
+from ._run import Run
 
 
 class BodyTimedOut(Exception):
@@ -49,23 +50,31 @@ async def invoke_async(step: Step[Any, Any], threads: concurrent.futures.Executo
 
 
 def invoke(
-    step: Step[Any, Any], threads: concurrent.futures.Executor, loop: asyncio.AbstractEventLoop, args: Any, kwargs: Any
-) -> Any:
+    run: Run, step: Step[Any, Any], threads: concurrent.futures.Executor, loop: asyncio.AbstractEventLoop, args: Any,
+    kwargs: Any,
+) -> Any:  # fmt: skip
     """Runs a step's body from a thread."""
     if step.is_async:
         future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(
             contained(step.function(*args, **kwargs)), loop
         )
-    elif step.timeout is None:
+        with run.told_by(future.cancel):
+            return _result(run, future, step.timeout)
+    if step.timeout is None:
         return contained_call(functools.partial(step.function, *args, **kwargs))
-    else:
-        context = contextvars.copy_context()
-        future = threads.submit(context.run, contained_call, functools.partial(step.function, *args, **kwargs))
+    context = contextvars.copy_context()
+    future = threads.submit(context.run, contained_call, functools.partial(step.function, *args, **kwargs))
+    return _result(run, future, step.timeout)
+
+
+def _result(run: Run, future: concurrent.futures.Future[Any], timeout: float | None) -> Any:
     # Waiting first tells this timeout from one that the body raises itself.
-    done, _ = concurrent.futures.wait([future], timeout=step.timeout)
+    done, _ = concurrent.futures.wait([future], timeout=timeout)
     if not done:
         future.cancel()
-        raise BodyTimedOut(f"took longer than its timeout of {step.timeout:g} s")
+        raise BodyTimedOut(f"took longer than its timeout of {timeout:g} s")
+    if future.cancelled():
+        run.check()
     return future.result()
 
 

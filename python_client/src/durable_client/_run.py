@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _codec
 from ._calls import Claimed, StoredStep, stored_steps
-from ._errors import DurableError, InvalidArgument
+from ._errors import DurableError, InvalidArgument, StepFailed
 
 if TYPE_CHECKING:
     import asyncio
@@ -94,7 +95,7 @@ class Run:
     """One claimed workflow."""
 
     __slots__ = (
-        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "gate", "interrupt_hook", "lease",
+        "_counts", "_interruption", "active", "attempt", "claimed", "claimed_at", "failed", "gate", "hooks", "lease",
         "name", "replay", "running", "waits", "workflow_id",
     )  # fmt: skip
 
@@ -106,6 +107,8 @@ class Run:
         self.attempt = claimed.attempt
         self.claimed_at = time.monotonic()
         self.replay: dict[str, StoredStep] = stored_steps(claimed.steps)
+        # Names of the steps that failed for good, in the order in which that was stored.
+        self.failed = [name for name, step in self.replay.items() if step.status == "error"]
         # Steps under way: name -> (monotonic start, attempt). The heartbeat reports the long ones.
         self.running: dict[str, tuple[float, int]] = {}
         # Names of the steps that the code waits for, also between two attempts: while there are any, it does not park.
@@ -115,7 +118,8 @@ class Run:
         self.gate: asyncio.Future[None] | None = None
         self._counts: dict[str, itertools.count[int]] = {}
         self._interruption: WorkflowInterrupted | None = None
-        self.interrupt_hook: Callable[[], object] | None = None
+        # What is called when the code must stop, to make it hear of that at once.
+        self.hooks: list[Callable[[], object]] = []
 
     def unique(self, name: str) -> str:
         """The name of the next call of a step: the name itself, then ``#2``, ``#3``… in call order."""
@@ -134,8 +138,20 @@ class Run:
         """Makes the code of the workflow stop at its next step, or at once where it can be cancelled."""
         if self._interruption is None:
             self._interruption = WorkflowInterrupted(reason)
-            if self.interrupt_hook is not None:
-                self.interrupt_hook()
+            for hook in list(self.hooks):
+                hook()
+
+    @contextmanager
+    def told_by(self, hook: Callable[[], object]) -> Iterator[None]:
+        """Has the hook called when the code must stop, or must have stopped already."""
+        self.hooks.append(hook)
+        try:
+            # Looked at after the hook is there, for this is a thread, and the event loop interrupts.
+            if self._interruption is not None:
+                hook()
+            yield
+        finally:
+            self.hooks.remove(hook)
 
     @property
     def interruption(self) -> WorkflowInterrupted | None:
@@ -145,6 +161,14 @@ class Run:
         """Raises WorkflowInterrupted when the code of the workflow must stop."""
         if self._interruption is not None:
             raise WorkflowInterrupted(self._interruption.reason)
+
+    def raise_first_failure(self, results: Iterable[Any]) -> None:
+        """Raises the failure among the results of steps that was stored first, as it will be in a replay."""
+        failures = [result for result in results if isinstance(result, StepFailed)]
+        if failures:
+            order = {name: n for n, name in enumerate(self.failed)}
+            # One that a crash interrupted has no outcome that is stored, and was there before all else.
+            raise min(failures, key=lambda failure: order.get(failure.step, -1))
 
     def enter(self, name: str, attempt: int) -> Any:
         self.running[name] = (time.monotonic(), attempt)

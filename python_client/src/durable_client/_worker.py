@@ -271,7 +271,7 @@ class Worker:
         self._runs[run.workflow_id] = run
         if workflow.is_async:
             task = self._loop.create_task(self._run_async(run, workflow))
-            run.interrupt_hook = task.cancel
+            run.hooks.append(task.cancel)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
