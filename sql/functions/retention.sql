@@ -218,6 +218,7 @@ begin
     where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_ids);
     delete from durable.open_steps o where o.workflow_id = any(v_ids);
     delete from durable.workflow_state s where s.workflow_id = any(v_ids);
+    delete from durable.approval_requests r where r.workflow_id = any(v_ids);
     delete from durable.workflow_keys k where k.key = any(v_keys) and k.workflow_id = any(v_ids);
     v_count := v_count + cardinality(v_ids);
     exit when v_count >= max_workflows;

@@ -72,6 +72,10 @@ begin
     return exists (select from durable.events e where e.event = subject);
   elsif kind = 'children' then
     return durable._unfinished_child(subject::uuid) is null;
+  elsif kind = 'approval' then
+    return exists (
+      select from durable.approval_requests r
+      where r.workflow_id = _has_come.workflow_id and r.step_name = subject and (r.decision is not null or r.expired));
   end if;
   return exists (
     select from durable.messages m
@@ -91,6 +95,7 @@ declare
   v_running xid8[] := array(select x from pg_snapshot_xip(v_last) as x);
   v_receivers uuid[];
   v_events text[];
+  v_askers uuid[];
   v_ended_xids xid8[];
   v_ended_seqs bigint[];
   v_parents uuid[];
@@ -110,6 +115,10 @@ begin
     select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
     union all
     select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
+  v_askers := array(
+    select r.workflow_id from durable.approval_requests r where r.xid >= v_from and r.xid < v_until
+    union all
+    select r.workflow_id from durable.approval_requests r where r.xid = any(v_running) and r.xid < v_from);
   select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
   from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
   -- Arrays and no joins, which might be made by reading all waits.
@@ -124,6 +133,9 @@ begin
     where w.workflow_id = any(v_receivers) and w.kind = 'message' and durable._has_come('message', w.subject, w.workflow_id)
     union
     select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = any(v_events)
+    union
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_askers) and w.kind = 'approval' and durable._has_come('approval', w.subject, w.workflow_id)
     union
     select w.workflow_id from durable.waits w
     where w.workflow_id = any(v_parents) and w.kind = 'children' and durable._has_come('children', w.subject, w.workflow_id)
@@ -152,7 +164,8 @@ begin
 end
 $$;
 
--- Removes events that have aged out, and the mail of workflows that are completed or not stored any more. One that failed
+-- Removes events that have aged out, approvals of workflows that are not stored any more, and the mail of those, and of
+-- completed ones. One that failed
 -- keeps its mail: durable.retry() may let it go on. That of a completed one stays for an hour, for a sender that repeats.
 create function durable._age_signals(max_rows integer)
 returns integer language plpgsql as $$
@@ -173,6 +186,7 @@ begin
     select a.event from durable.events a where a.emitted_at < v_now - durable._setting('event_retention')::interval
     order by a.emitted_at limit max_rows for update skip locked));
   get diagnostics v_removed = row_count;
+  v_removed := v_removed + durable._clear_approvals(max_rows);
 
   select * into v_mark from durable.wake_marks m;
   if not found or v_mark.sweep_at > v_now then
