@@ -4,7 +4,8 @@ create view durable.approvals as
   -- In parts, each with its state as a constant, so that a question for some states reads nothing of the others.
   select r.approval_id, r.workflow_id, r.workflow, r.step_name, r.subject, r.assignee, r.form, r.requested_at, r.expires_at,
     case when r.expires_at <= statement_timestamp() then 'expired'
-      when exists (select from durable.live_workflows l where l.workflow_id = r.workflow_id) then 'pending'
+      -- Not EXISTS, which may be answered by reading all workflows once.
+      when (select true from durable.live_workflows l where l.workflow_id = r.workflow_id) then 'pending'
       else 'withdrawn' end::durable.approval_state as state,
     r.decision, r.data, r.decided_by, r.comment, r.decided_at
   from durable.approval_requests r where r.decision is null and not r.expired

@@ -43,10 +43,9 @@ create table durable.approval_requests (
   constraint approval_requests_decided_in_time check (decided_at < expires_at),
   constraint approval_requests_expired_or_decided check (not expired or expires_at is not null and decision is null)
 ) with (toast_tuple_target = 256, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
--- What waits for somebody, and what somebody was asked, the newest first: an id begins with the time.
-create index approval_requests_open_idx on durable.approval_requests (assignee, approval_id)
-  where decision is null and not expired;
-create index approval_requests_assignee_idx on durable.approval_requests (assignee, approval_id);
+-- What waits for somebody, and what somebody was ever asked.
+create index approval_requests_open_idx on durable.approval_requests (assignee) where decision is null and not expired;
+create index approval_requests_assignee_idx on durable.approval_requests (assignee);
 create index approval_requests_expired_idx on durable.approval_requests (approval_id) where expired;
 create index approval_requests_xid_idx on durable.approval_requests (xid) where xid is not null;
 comment on table durable.approval_requests is
