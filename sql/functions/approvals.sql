@@ -22,11 +22,13 @@ comment on view durable.approvals is
   'assignee who is asked (null for anyone), form what the workflow gave for it; decision is what durable.decide() was told, '
   'with data, decided_by, comment and decided_at. They are ordered in time by approval_id.';
 
--- What a workflow is told of a request: a decision, or that there was none in time.
+-- What a workflow is told of a request: a decision, or that there was none in time. The time in a form that every language
+-- reads, whatever the session's time zone.
 create function durable._decision(request durable.approval_requests)
 returns jsonb language sql stable as $$
   select jsonb_build_object('approval_id', request.approval_id, 'decision', request.decision, 'data', request.data,
-    'by', request.decided_by, 'comment', request.comment, 'decided_at', request.decided_at, 'expired', request.expired)
+    'by', request.decided_by, 'comment', request.comment, 'expired', request.expired,
+    'decided_at', to_char(request.decided_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'))
 $$;
 
 -- What a workflow sees of its request. When its time has passed, it is expired from here on, unless a decision is under way,
