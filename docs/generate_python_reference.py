@@ -11,14 +11,14 @@ import durable_client
 from _reference import publish
 
 PAGES = {
-    "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "Client"],
+    "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "ApprovalRecord", "Client"],
     "Schedules": ["Schedule", "Firing", "BackfillStep"],
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
-    "What to wait for": ["Message", "Event", "Timer", "Child", "Met"],
+    "What to wait for": ["Message", "Event", "Timer", "Child", "ApprovalRequest", "Decision", "Met"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],
     "A Postgres to try things out": ["EmbeddedPostgres"],
-    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncChild", "AsyncClient"],
+    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncChild", "AsyncApprovalRequest", "AsyncClient"],
 }
 ERRORS = "Errors"
 

@@ -30,6 +30,7 @@ class Decision:
 
     @property
     def approved(self) -> bool:
+        """Whether the decision is ``"approved"``."""
         return self.decision == "approved"
 
     def __bool__(self) -> bool:
