@@ -11,10 +11,11 @@ import durable_client
 from _reference import publish
 
 PAGES = {
-    "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "ApprovalRecord", "Client"],
+    "Declaring and asking": ["Durable", "Workflow", "Step", "Retry", "Handle", "StepRecord", "Client"],
     "Schedules": ["Schedule", "Firing", "BackfillStep"],
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
-    "What to wait for": ["Message", "Event", "Timer", "Child", "ApprovalRequest", "Decision", "Met"],
+    "What to wait for": ["Message", "Event", "Timer", "Child", "Met"],
+    "Approvals": ["Decision", "ApprovalRequest", "ApprovalRecord"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],
     "A Postgres to try things out": ["EmbeddedPostgres"],

@@ -366,7 +366,7 @@ def test_the_expiry_counts_from_the_first_request_also_after_a_crash(db: Databas
 
 def test_what_was_decided_in_time_counts_when_the_workflow_comes_late(db: Database) -> None:
     conn = db.connect()
-    held, approval_id = asked(conn, expires="1 day")
+    _, approval_id = asked(conn, expires="1 day")
     decide(conn, approval_id)
     conn.execute(
         """update durable.approval_requests set requested_at = requested_at - interval '1 day',

@@ -41,7 +41,9 @@ def fill(conn: Connection, size: int) -> None:
            from (select * from held offset %s) h, generate_series(1, 2) n""",
         [size // 4],
     )
-    conn.execute("select durable.decide(approval_id, 'approved') from durable.approval_requests where step_name = 'fill 1'")
+    conn.execute(
+        "select durable.decide(approval_id, 'approved') from durable.approval_requests where step_name = 'fill 1'"
+    )
     conn.execute(
         """select durable.wait_many(array_agg(workflow_id), array_agg(lease), array_agg('wait'::text), array_agg(case
              when n %% 4 = 0 then '[{"approval": "fill 2"}]' when n %% 2 = 0 then '[{"event": "fill"}]' else '[{"message": "fill"}]' end::jsonb))
@@ -127,7 +129,9 @@ def ask(conn: Connection, queue: str) -> None:
         enqueue(conn, queue=queue)
     asking = claim(conn, "hot", 10, [queue])
     for held in asking:
-        ((approval_id,),) = call(conn, "request_approval", held.workflow_id, held.lease, "s", "may I?", queue, expires="1 day")
+        ((approval_id,),) = call(
+            conn, "request_approval", held.workflow_id, held.lease, "s", "may I?", queue, expires="1 day"
+        )
         rows(
             conn,
             "select * from durable.wait(%s, %s, 's', '[{\"approval\": \"s\"}]')", held.workflow_id, held.lease,

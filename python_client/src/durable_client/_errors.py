@@ -249,8 +249,8 @@ def from_database(error: psycopg.Error) -> DurableError | None:
     if state == "42501" and "durable" in primary:
         return SchemaMismatch(
             f"this role may not use durable: {primary}",
-            hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), grant_approver(), "
-            "grant_observer() and grant_admin().",
+            hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), "
+            "grant_approver(), grant_observer() and grant_admin().",
         )
     if state.startswith("22"):
         return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, JSON as JSON.")
