@@ -513,3 +513,35 @@ def test_approvals_go_with_the_history_of_their_workflow_and_never_while_it_live
     for _ in range(20):
         call(conn, "tick")
     assert value(conn, "select array_agg(approval_id) from durable.approvals") == [kept]
+
+
+# Pauses and forks
+
+
+def test_a_decision_during_a_pause_takes_effect_after_it(db: Database) -> None:
+    conn = db.connect()
+    held, approval_id = asked(conn)
+    call(conn, "pause", held.workflow_id)
+    assert (state(conn, approval_id), decide(conn, approval_id)) == ("pending", True)
+    assert call(conn, "claim", "worker") == []
+    call(conn, "resume", held.workflow_id)
+    assert wait(conn, claim_one(conn))[1]["value"]["decision"] == "approved"
+
+
+def test_a_fork_from_before_a_decision_asks_anew_and_one_from_after_it_keeps_it(db: Database) -> None:
+    conn = db.connect()
+    held, approval_id = asked(conn)
+    call(conn, "fork", held.workflow_id, "ask")
+    fork = claim_one(conn)
+    anew = request(conn, fork)
+    assert anew != approval_id
+    assert wait(conn, fork) == ("parked", None)
+    decide(conn, approval_id, "rejected")
+    assert state(conn, anew) == "pending"
+    again = claim_one(conn)
+    assert again.workflow_id == held.workflow_id
+    _, output = wait(conn, again)
+    call(conn, "checkpoint", again.workflow_id, again.lease, "later")
+    call(conn, "fork", held.workflow_id, "later")
+    assert wait(conn, claim_one(conn)) == ("exists", output)
+    assert value(conn, "select count(*) from durable.approvals") == 2

@@ -264,7 +264,7 @@ def test_approvals_go_with_the_day_of_their_workflow_bit_by_bit_and_never_while_
     tick_until(conn, lambda: is_gone(conn, 40))
     # Bit by bit: two at a tick.
     for left in (4, 2, 1, 1):
-        tick(conn, 2)
+        tick(conn, 1)
         assert value(conn, "select count(*) from durable.approvals") == left
     assert rows(conn, "select workflow_id, state from durable.approvals") == [(unfinished.workflow_id, "pending")]
 

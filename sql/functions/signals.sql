@@ -164,8 +164,7 @@ begin
 end
 $$;
 
--- Removes events that have aged out, approvals of workflows that are not stored any more, and the mail of those, and of
--- completed ones. One that failed
+-- Removes events that have aged out, and the mail of workflows that are completed or not stored any more. One that failed
 -- keeps its mail: durable.retry() may let it go on. That of a completed one stays for an hour, for a sender that repeats.
 create function durable._age_signals(max_rows integer)
 returns integer language plpgsql as $$
@@ -186,7 +185,6 @@ begin
     select a.event from durable.events a where a.emitted_at < v_now - durable._setting('event_retention')::interval
     order by a.emitted_at limit max_rows for update skip locked));
   get diagnostics v_removed = row_count;
-  v_removed := v_removed + durable._clear_approvals(max_rows);
 
   select * into v_mark from durable.wake_marks m;
   if not found or v_mark.sweep_at > v_now then

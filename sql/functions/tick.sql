@@ -118,7 +118,7 @@ begin
         -- Nobody waits for these: they are free already.
         when 'freed' then durable._free_keys(2 * max_workflows)
         when 'aged' then durable._age_signals(max_workflows)
-        when 'cleared' then durable._clear_state(2 * max_workflows)
+        when 'cleared' then durable._clear_state(2 * max_workflows) + durable._clear_approvals(2 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
