@@ -15,10 +15,11 @@ PAGES = {
     "Schedules": ["Schedule", "Firing", "BackfillStep"],
     "Inside a workflow": ["Context", "current_step", "StepInfo", "WorkflowInterrupted"],
     "What to wait for": ["Message", "Event", "Timer", "Child", "Met"],
+    "Approvals": ["Decision", "ApprovalRequest", "ApprovalRecord"],
     "Working": ["Worker"],
     "The schema": ["install", "schema_sql"],
     "A Postgres to try things out": ["EmbeddedPostgres"],
-    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncChild", "AsyncClient"],
+    "The asynchronous face": ["AsyncContext", "AsyncHandle", "AsyncChild", "AsyncApprovalRequest", "AsyncClient"],
 }
 ERRORS = "Errors"
 

@@ -11,10 +11,11 @@ from psycopg.rows import namedtuple_row
 
 from _reference import cell, publish
 
-AUDIENCES = ["client", "worker", "observer", "admin"]
+AUDIENCES = ["client", "worker", "approver", "observer", "admin"]
 TITLES = {
     "client": "For clients",
     "worker": "For workers",
+    "approver": "For approvers",
     "observer": "For observers",
     "admin": "For administrators",
     "owner": "For the owner of the schema",

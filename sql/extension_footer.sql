@@ -18,5 +18,6 @@ select pg_catalog.pg_extension_config_dump('durable.waits', '');
 select pg_catalog.pg_extension_config_dump('durable.messages', '');
 select pg_catalog.pg_extension_config_dump('durable.messages_seq_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.events', '');
+select pg_catalog.pg_extension_config_dump('durable.approval_requests', '');
 select pg_catalog.pg_extension_config_dump('durable.ended_children', '');
 select pg_catalog.pg_extension_config_dump('durable.ended_children_seq_seq', '');

@@ -17,7 +17,7 @@ Connection = psycopg.Connection[TupleRow]
 # What holds the data of users.
 TABLES = (
     "live_workflows", "finished_workflows", "checkpoints", "open_steps", "workflow_state", "workflow_keys", "queues", "waits",
-    "messages", "events", "ended_children",
+    "messages", "events", "approval_requests", "ended_children",
 )  # fmt: skip
 # A uuid of the right shape that no workflow has.
 NOBODY = UUID("01900000-0000-7000-8000-000000000000")

@@ -174,6 +174,9 @@ def put_workflows_in_flight(conn: Connection) -> None:
     call(conn, "checkpoint", running, lease, "done", {"v": 3})
     call(conn, "start_step", running, lease, "once")
     call(conn, "fail_step", running, lease, "again", ERROR, 1, 3, "1 hour", 2.0, "1 hour")
+    for step in ("ask", "ask more"):
+        call(conn, "request_approval", running, lease, step, "may I?", "ada", {"v": 7}, "1 day")
+    conn.execute("select durable.decide(approval_id, 'approved', 'ada') from durable.approvals where step_name = 'ask'")
     enqueue(conn, key="pending", input={"v": 4}, tags={"t": 1}, priority=-7, queue="other")
     enqueue(conn, key="delayed", run_at="2200-01-01")
     waiting = enqueue(conn, key="waiting", queue="waiting")
@@ -208,6 +211,7 @@ STORED = (
     "select * from durable.waits",
     "select * from durable.messages",
     "select * from durable.events",
+    "select * from durable.approvals order by approval_id",
     "select * from durable.ended_children",
 )
 
@@ -246,6 +250,7 @@ def test_33_dump_and_restore_with_workflows_in_flight_lose_nothing(
     claimed = claim_one(conn, "new worker")
     assert (claimed.workflow_id, claimed.lease > held.lease) == (new, True)
     call(conn, "checkpoint", held.workflow_id, held.lease, "more", {})
+    assert value(conn, "select durable.decide(approval_id, 'rejected') from durable.approvals where state = 'pending'")
     kill_worker(conn, "one")
     assert value(conn, "select durable.recover()") == 1
     again = claim_one(conn, "new worker")

@@ -10,8 +10,8 @@ from clusters import Database
 from engine import Connection, call, claim, enqueue, rows, value
 
 TABLES = (
-    "live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "ended_children", "schedules",
-    "schedule_firings",
+    "live_workflows", "open_steps", "workflow_keys", "waits", "messages", "events", "approval_requests", "ended_children",
+    "schedules", "schedule_firings",
 )  # fmt: skip
 
 
@@ -37,8 +37,16 @@ def fill(conn: Connection, size: int) -> None:
         [size // 4],
     )
     conn.execute(
+        """select durable.request_approval(workflow_id, lease, 'fill ' || n, 'fill', 'team ' || n %% 10, expires => case n when 2 then interval '0' end)
+           from (select * from held offset %s) h, generate_series(1, 2) n""",
+        [size // 4],
+    )
+    conn.execute(
+        "select durable.decide(approval_id, 'approved') from durable.approval_requests where step_name = 'fill 1'"
+    )
+    conn.execute(
         """select durable.wait_many(array_agg(workflow_id), array_agg(lease), array_agg('wait'::text), array_agg(case
-             when n %% 2 = 0 then '[{"event": "fill"}]' else '[{"message": "fill"}]' end::jsonb))
+             when n %% 4 = 0 then '[{"approval": "fill 2"}]' when n %% 2 = 0 then '[{"event": "fill"}]' else '[{"message": "fill"}]' end::jsonb))
            from (select *, row_number() over () as n from held offset %s) h having count(*) > 0""",
         [size // 4],
     )
@@ -91,6 +99,7 @@ def work(conn: Connection, turn: str) -> None:
     call(conn, "result", ids[0])
     call(conn, "history", ids[0])
     wait(conn, f"waiting {turn}")
+    ask(conn, f"asking {turn}")
     join(conn, f"parents {turn}")
     schedule(conn, f"schedule {turn}")
     call(conn, "tick")
@@ -112,6 +121,27 @@ def wait(conn: Connection, queue: str) -> None:
         call(conn, "send", ids[1], "topic")
         call(conn, "emit", queue)
     call(conn, "cancel", ids[2])
+
+
+def ask(conn: Connection, queue: str) -> None:
+    """Approvals that are requested, decided and withdrawn."""
+    for _ in range(2):
+        enqueue(conn, queue=queue)
+    asking = claim(conn, "hot", 10, [queue])
+    for held in asking:
+        ((approval_id,),) = call(
+            conn, "request_approval", held.workflow_id, held.lease, "s", "may I?", queue, expires="1 day"
+        )
+        rows(
+            conn,
+            "select * from durable.wait(%s, %s, 's', '[{\"approval\": \"s\"}]')", held.workflow_id, held.lease,
+        )  # fmt: skip
+    call(conn, "recheck_waits", [held.workflow_id for held in asking])
+    call(conn, "decide", approval_id, "approved")
+    (held,) = claim(conn, "hot", 10, [queue])
+    call(conn, "request_approval", held.workflow_id, held.lease, "s", "may I?", queue, expires="1 day")
+    rows(conn, "select * from durable.wait(%s, %s, 's', '[{\"approval\": \"s\"}]')", held.workflow_id, held.lease)
+    call(conn, "cancel", asking[0].workflow_id)
 
 
 def join(conn: Connection, queue: str) -> None:
@@ -248,6 +278,11 @@ def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Datab
         "select * from durable.finished_workflows where queue = 'rare' order by completed_at desc limit 50",
         "select * from durable.finished_workflows where key = 'fill 7'",
         'select * from durable.finished_workflows where tags @> \'{{"tenant": "acme"}}\'',
+        "select * from durable.approvals where approval_id = '{id}'",
+        "select * from durable.approvals where workflow_id = '{id}'",
+        "select * from durable.approvals where assignee = 'ada' and state = 'pending'",
+        "select * from durable.approvals where state = 'pending' order by approval_id desc limit 50",
+        "select * from durable.approvals where assignee = 'ada' order by approval_id desc limit 50",
     ],
 )
 def test_the_usual_questions_of_users_are_answered_through_indexes(db: Database, query: str) -> None:

@@ -250,6 +250,25 @@ def test_children_are_kept_for_as_long_as_their_parent_is_unfinished(db: Databas
     assert stored(conn) == {parent.workflow_id}
 
 
+def test_approvals_go_with_the_day_of_their_workflow_bit_by_bit_and_never_while_it_is_unfinished(db: Database) -> None:
+    conn = db.connect()
+    old = [began(conn, 40) for _ in range(5)]
+    unfinished = began(conn, 41)
+    for held in (*old, unfinished):
+        call(conn, "request_approval", held.workflow_id, held.lease, "ask", "may I?")
+    for held in old:
+        call(conn, "complete", held.workflow_id, held.lease)
+    tick_often(conn)
+    assert value(conn, "select count(*) from durable.approvals") == 6
+    conn.execute("update durable.finished_workflows set completed_at = completed_at - interval '35 days'")
+    tick_until(conn, lambda: is_gone(conn, 40))
+    # Bit by bit: two at a tick.
+    for left in (4, 2, 1, 1):
+        tick(conn, 1)
+        assert value(conn, "select count(*) from durable.approvals") == left
+    assert rows(conn, "select workflow_id, state from durable.approvals") == [(unfinished.workflow_id, "pending")]
+
+
 def test_rows_are_deleted_in_batches_that_are_bounded_by_their_steps_too(db: Database) -> None:
     conn = db.connect()
     began(conn, 50)

@@ -1,4 +1,4 @@
-"""Waiting: sleeps, messages and events, and that no order of a wait and what it waits for loses a wake-up."""
+"""Waiting: sleeps, messages, events and decisions, and that no order of a wait and what it waits for loses a wake-up."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.pg(15, 18)
 
 MESSAGE = '[{"message": "topic"}]'
 EVENT = '[{"event": "news"}]'
+APPROVAL = '[{"approval": "request"}]'
 
 
 def wait(conn: Connection, held: Any, step: str = "s", conditions: str = "[]", **named: Any) -> Any:
@@ -490,6 +491,8 @@ def test_one_bad_item_does_not_stop_the_others(db: Database) -> None:
         ('[{"event": ""}]', {}),
         ('[{"event": 1}]', {}),
         ('[{"message": null}]', {}),
+        ('[{"approval": 1}]', {}),
+        ('[{"approval": "never requested"}]', {}),
         ('[{"event": "a", "message": "b"}]', {}),
         ('[{"event": "a"}, {"event": "a"}]', {}),
         ('[{"timer": "1 s"}]', {}),
@@ -530,35 +533,48 @@ def test_what_is_too_large_is_refused_by_whoever_sends_it(db: Database) -> None:
 def fact(conn: Connection, held: Any, conditions: str) -> None:
     if conditions == MESSAGE:
         send(conn, held, "fact")
-    else:
+    elif conditions == EVENT:
         emit(conn, "fact")
+    else:
+        asked = "select approval_id from durable.approvals where workflow_id = %s"
+        assert call(conn, "decide", value(conn, asked, held.workflow_id), "fact") == [(True,)]
+
+
+def ready(conn: Connection, conditions: str) -> Any:
+    """A workflow that has all that it needs to wait."""
+    held = start(conn)
+    if conditions == APPROVAL:
+        call(conn, "request_approval", held.workflow_id, held.lease, "request", "may I?")
+    return held
 
 
 def seen_in_the_end(conn: Connection, held: Any, conditions: str) -> None:
     assert status(conn, held) == "pending"
-    assert wait(conn, claim_one(conn), "s", conditions) == message("fact")
+    outcome, output = wait(conn, claim_one(conn), "s", conditions)
+    come = output["value"]["decision"] if conditions == APPROVAL else output["value"]
+    assert (outcome, output["index"], come) == ("ok", 0, "fact")
 
 
-BOTH = pytest.mark.parametrize("conditions", [MESSAGE, EVENT], ids=["message", "event"])
+EACH = pytest.mark.parametrize("conditions", [MESSAGE, EVENT, APPROVAL], ids=["message", "event", "approval"])
 
 
-@BOTH
+@EACH
 def test_a_fact_that_is_committed_after_the_wait_wakes_it_at_its_commit(db: Database, conditions: str) -> None:
     conn, sender = db.connect(), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     fact(sender, held, conditions)
     assert wait(conn, held, "s", conditions) == ("parked", None)
     sender.commit()
     seen_in_the_end(conn, held, conditions)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("first", ["the wait", "the fact"])
 def test_a_wait_and_a_fact_that_do_not_see_each_other_are_brought_together_by_the_tick(
     db: Database, conditions: str, first: str
 ) -> None:
     conn, waiter, sender = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     call(conn, "tick")
     fact(sender, held, conditions)
     assert wait(waiter, held, "s", conditions) == ("parked", None)
@@ -576,10 +592,10 @@ def test_a_wait_and_a_fact_that_do_not_see_each_other_are_brought_together_by_th
     seen_in_the_end(conn, held, conditions)
 
 
-@BOTH
+@EACH
 def test_the_worker_that_parked_looks_again_and_need_not_wait_for_a_tick(db: Database, conditions: str) -> None:
     conn, waiter = db.connect(), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     assert wait(waiter, held, "s", conditions) == ("parked", None)
     fact(conn, held, conditions)
     waiter.commit()
@@ -589,11 +605,11 @@ def test_the_worker_that_parked_looks_again_and_need_not_wait_for_a_tick(db: Dat
     seen_in_the_end(conn, held, conditions)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 def test_a_sender_with_an_old_snapshot_wakes_by_the_tick(db: Database, conditions: str, level: str) -> None:
     conn, sender = db.connect(), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     sender.execute(f"set transaction isolation level {level}".encode())
     sender.execute("select 1")
     assert wait(conn, held, "s", conditions) == ("parked", None)
@@ -604,10 +620,10 @@ def test_a_sender_with_an_old_snapshot_wakes_by_the_tick(db: Database, condition
     seen_in_the_end(conn, held, conditions)
 
 
-@BOTH
+@EACH
 def test_a_fact_of_a_prepared_transaction_wakes_by_the_tick(db: Database, conditions: str) -> None:
     conn, sender, waiter = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     assert wait(waiter, held, "s", conditions) == ("parked", None)
     fact(sender, held, conditions)
     sender.execute(f"prepare transaction 'fact {db.name}'".encode())
@@ -620,10 +636,10 @@ def test_a_fact_of_a_prepared_transaction_wakes_by_the_tick(db: Database, condit
     seen_in_the_end(conn, held, conditions)
 
 
-@BOTH
+@EACH
 def test_a_fact_of_a_subtransaction_is_seen_by_the_tick(db: Database, conditions: str) -> None:
     conn, sender, waiter = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
-    held = start(conn)
+    held = ready(conn, conditions)
     sender.execute("savepoint one")
     sender.execute("create temp table mine (n int)")
     sender.execute("savepoint two")
@@ -738,7 +754,7 @@ def test_workflows_that_never_wait_do_not_touch_what_waiting_needs(db: Database)
         return rows(
             conn,
             """select relname, seq_scan, idx_scan, n_tup_ins, n_tup_del from pg_stat_user_tables
-               where schemaname = 'durable' and relname in ('waits', 'messages', 'events') order by 1""",
+               where schemaname = 'durable' and relname in ('waits', 'messages', 'events', 'approval_requests') order by 1""",
         )
 
     before = touched()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "durable_client"
 MODULES = {
+    "_approval_async.py": "_approval.py",
     "_child_async.py": "_child.py",
     "_client_async.py": "_client.py",
     "_context_async.py": "_context.py",
@@ -36,8 +37,8 @@ REPLACEMENTS = [
     (r"\bAwaitable\[(.+)\](?=:)", r"\1"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncEngine\b", "ThreadEngine"),
-    (r"\bAsync(Child|Client|Handle|Context|Connection|ConnectionPool|Cursor)\b", r"\1"),
-    (r"\b_(child|invoke|transaction|client|context)_async\b", r"_\1"),
+    (r"\bAsync(ApprovalRequest|Child|Client|Handle|Context|Connection|ConnectionPool|Cursor)\b", r"\1"),
+    (r"\b_(approval|child|invoke|transaction|client|context)_async\b", r"_\1"),
     (r"\b(invoke|configure)_async\b", r"\1"),
     (r"\brun_transaction_async\b", "run_transaction"),
 ]  # fmt: skip

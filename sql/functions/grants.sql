@@ -8,8 +8,9 @@ returns setof regprocedure language sql stable as $$
       'fork_many', 'status', 'result', 'history', 'state', 'cron_next', 'version', 'build']
     when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'child_results', 'claim', 'complete',
       'complete_many', 'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish',
-      'recheck_waits', 'reclaim', 'recover', 'release_many', 'start_children', 'start_step', 'step_result', 'suspend', 'tick', 'wait',
-      'wait_many', 'warn', 'version', 'build']
+      'recheck_waits', 'reclaim', 'recover', 'release_many', 'request_approval', 'start_children', 'start_step', 'step_result', 'suspend',
+      'tick', 'wait', 'wait_many', 'warn', 'version', 'build']
+    when 'approver' then array['decide', 'version', 'build']
     when 'observer' then array['child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
       'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
@@ -22,8 +23,9 @@ create function durable._views_of(audience text)
 returns text[] language sql immutable as $$
   select case audience
     when 'observer' then
-      '{workflows,workflow_steps,workflow_state,queues,workers,settings,retention_rules,schedules,schedule_firings,schedule_backfills}'::text[]
+      '{workflows,workflow_steps,workflow_state,approvals,queues,workers,settings,retention_rules,schedules,schedule_firings,schedule_backfills}'::text[]
     when 'admin' then '{settings,retention_rules,schedules,schedule_firings,schedule_backfills}'
+    when 'approver' then '{approvals}'
     when 'worker' then '{settings}'
     else '{}' end
 $$;
@@ -53,10 +55,15 @@ create function durable.grant_worker(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('worker', role); end $$;
 comment on function durable.grant_worker(regrole) is 'Lets a role run workers: claim, report, heartbeat, recover, tick.';
 
+create function durable.grant_approver(role regrole)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('approver', role); end $$;
+comment on function durable.grant_approver(regrole) is
+  'Lets a role list what workflows ask people, durable.approvals, and decide it. No other group may decide.';
+
 create function durable.grant_observer(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('observer', role); end $$;
 comment on function durable.grant_observer(regrole) is
-  'Lets a role read all workflows, steps, published state, queues, workers, schedules and settings, inputs and outputs included.';
+  'Lets a role read all workflows, steps, published state, approvals, queues, workers, schedules and settings, inputs and outputs included.';
 
 create function durable.grant_admin(role regrole)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$ begin perform durable._grant('admin', role); end $$;

@@ -218,6 +218,7 @@ begin
     where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_ids);
     delete from durable.open_steps o where o.workflow_id = any(v_ids);
     delete from durable.workflow_state s where s.workflow_id = any(v_ids);
+    delete from durable.approval_requests r where r.workflow_id = any(v_ids);
     delete from durable.workflow_keys k where k.key = any(v_keys) and k.workflow_id = any(v_ids);
     v_count := v_count + cardinality(v_ids);
     exit when v_count >= max_workflows;
@@ -293,6 +294,37 @@ begin
       delete from durable.workflow_state s
       where s.ctid = any(array(
         select o.ctid from durable.workflow_state o
+        where o.workflow_id >= v_id and o.workflow_id < v_next
+          and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
+        order by o.workflow_id limit max_rows for update skip locked));
+      get diagnostics v_count = row_count;
+    end if;
+    v_id := v_next;
+  end loop;
+  return v_count;
+end
+$$;
+
+-- Deletes the approvals of workflows that went with their day.
+create function durable._clear_approvals(max_rows integer)
+returns integer language plpgsql as $$
+declare
+  v_until uuid := durable._first_id(greatest(now() - (durable._keeps()).shortest, 'epoch'));
+  v_id uuid := durable._first_id('epoch');
+  v_day date;
+  v_next uuid;
+  v_count integer := 0;
+begin
+  while v_count = 0 loop
+    select r.workflow_id into v_id from durable.approval_requests r
+    where r.workflow_id >= v_id and r.workflow_id < v_until order by r.workflow_id limit 1;
+    exit when not found;
+    v_day := (durable._id_time(v_id) at time zone 'UTC')::date;
+    v_next := durable._first_id(durable._start_of(v_day + 1));
+    if to_regclass('durable.finished_workflows' || to_char(v_day, '_YYYYMMDD')) is null then
+      delete from durable.approval_requests r
+      where r.approval_id = any(array(
+        select o.approval_id from durable.approval_requests o
         where o.workflow_id >= v_id and o.workflow_id < v_next
           and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
         order by o.workflow_id limit max_rows for update skip locked));

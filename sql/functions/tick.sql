@@ -118,7 +118,7 @@ begin
         -- Nobody waits for these: they are free already.
         when 'freed' then durable._free_keys(2 * max_workflows)
         when 'aged' then durable._age_signals(max_workflows)
-        when 'cleared' then durable._clear_state(2 * max_workflows)
+        when 'cleared' then durable._clear_state(2 * max_workflows) + durable._clear_approvals(2 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
@@ -159,7 +159,7 @@ end
 $$;
 comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
-  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events and mail '
+  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events, approvals and mail '
   'that are past their time. Each part does at most max_workflows per call, and deletes at most twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '

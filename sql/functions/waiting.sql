@@ -26,6 +26,10 @@ begin
       if (jsonb_typeof(v_condition -> 'event') = 'string' and char_length(v_condition ->> 'event') between 1 and 400) is not true then
         return null;
       end if;
+    elsif v_condition ? 'approval' then
+      if (jsonb_typeof(v_condition -> 'approval') = 'string' and char_length(v_condition ->> 'approval') between 1 and 500) is not true then
+        return null;
+      end if;
     elsif v_condition ? 'children' then
       if durable._as_first_id(v_condition ->> 'children') is null then
         return null;
@@ -53,7 +57,7 @@ $$;
 -- What has come of the conditions of a wait: {"output", "seqs"} when it is over (seqs are the messages that it takes), else
 -- {"waits": [the conditions to be woken by], "timer": seconds since 1970}.
 create function durable._look(p_workflow_id uuid, p_conditions jsonb, p_mode text, p_at timestamptz)
-returns jsonb language plpgsql stable as $$
+returns jsonb language plpgsql as $$
 declare
   v_all constant boolean := p_mode = 'all';
   v_condition jsonb;
@@ -62,6 +66,8 @@ declare
   v_seqs jsonb := '[]'::jsonb;
   v_waits jsonb := '[]'::jsonb;
   v_timer numeric;
+  v_expiry numeric;
+  v_request durable.approval_requests;
   v_time numeric;
   v_value jsonb;
   v_seq bigint;
@@ -78,6 +84,18 @@ begin
     elsif v_condition ? 'event' then
       select e.payload into v_value from durable.events e where e.event = v_condition ->> 'event';
       v_come := found;
+    elsif v_condition ? 'approval' then
+      v_request := durable._look_at_request(p_workflow_id, v_condition ->> 'approval', p_at);
+      if v_request.approval_id is null then
+        return jsonb_build_object('unknown', true);
+      end if;
+      v_come := v_request.decision is not null or v_request.expired;
+      v_value := case when v_come then durable._decision(v_request) end;
+      if not v_come then
+        -- When its time has passed, a decision is under way: its commit wakes, and should it be rolled back, this does.
+        v_expiry := least(v_expiry, extract(epoch from
+          case when v_request.expires_at <= p_at then p_at + interval '1 second' else v_request.expires_at end));
+      end if;
     elsif v_condition ? 'children' then
       if not durable._is_child((v_condition ->> 'children')::uuid, p_workflow_id) then
         return jsonb_build_object('unknown', true);
@@ -107,7 +125,7 @@ begin
   if v_all and v_waits = '[]' and v_timer is null then
     return jsonb_build_object('output', jsonb_build_object('values', v_values), 'seqs', v_seqs);
   end if;
-  return jsonb_build_object('waits', v_waits, 'timer', v_timer);
+  return jsonb_build_object('waits', v_waits, 'timer', least(v_timer, v_expiry));
 end
 $$;
 
@@ -311,8 +329,8 @@ begin
   if v_result.outcome = 'WF005' then
     perform durable._raise('WF005', format('workflow %s, step %L: the wait is not valid', workflow_id, step_name),
       'Nothing was changed.',
-      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, {"timer": seconds} '
-      'or {"timer_at": seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
+      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, '
+      '{"approval": step that requested it}, {"timer": seconds} or {"timer_at": seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
       'step name has 1 to 500 characters.');
   elsif v_result.outcome like 'WF%' then
     perform durable._raise_outcome(v_result.outcome, workflow_id, lease, step_name);
@@ -325,11 +343,13 @@ end
 $$;
 comment on function durable.wait(uuid, bigint, text, jsonb, interval, timestamptz, text, boolean) is
   'Waits, as a step of a workflow, for any or all (mode) of the conditions: [{"message": topic}, {"event": name}, {"children": what '
-  'durable.start_children() returned}, {"timer": seconds}, {"timer_at": seconds since 1970}]. Without conditions it sleeps. timeout, or until, ends it by the database''s clock; '
+  'durable.start_children() returned}, {"approval": the step that requested it}, {"timer": seconds}, {"timer_at": seconds since '
+  '1970}]. Without conditions it sleeps. timeout, or until, ends it by the database''s clock; '
   'the times of the first call stand, whatever later ones say. outcome is ok when the conditions are met: output is {"index": '
   'which (from 0), "value": payload} for any, {"values": [payloads]} for all, null for a sleep; messages are received in the same '
   'statement. The value of children is {"first": id, "children": how many, "failed": {place from 0: {"status", "error"}}, "outputs": [those '
-  'of all, in order]}, where outputs is left out when they are large: durable.child_results() has them. timeout: output is {"timed_out": true}. exists: it was over before, and output is what was stored. parked: the '
+  'of all, in order]}, where outputs is left out when they are large: durable.child_results() has them. That of an approval is '
+  '{"approval_id", "decision", "data", "by", "comment", "decided_at", "expired"}; when it has expired, decision is null. timeout: output is {"timed_out": true}. exists: it was over before, and output is what was stored. parked: the '
   'lease is given up, and the workflow is in line again when it is time to make the same call again; until then it holds '
   'nothing. With park => false it keeps the lease, and the outcome is waiting: ask again later, as also when another '
   'transaction holds the workflow. Sending it again is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 '
@@ -345,5 +365,5 @@ begin
 end
 $$;
 comment on function durable.recheck_waits(uuid[]) is
-  'Looks once more at workflows that were just parked, and puts those in line whose message, event or child''s end came at that very moment; '
+  'Looks once more at workflows that were just parked, and puts those in line whose message, event, child''s end or decision came at that very moment; '
   'returns how many. Call it after the parking is committed, so that nothing has to wait for the next durable.tick().';

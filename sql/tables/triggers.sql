@@ -4,5 +4,8 @@ create constraint trigger messages_wake after insert on durable.messages
   deferrable initially deferred for each row execute function durable._wake_receiver();
 create constraint trigger ended_children_wake after insert on durable.ended_children
   deferrable initially deferred for each row execute function durable._wake_parents();
+create constraint trigger approval_requests_wake after update on durable.approval_requests
+  deferrable initially deferred for each row when (old.decision is null and new.decision is not null)
+  execute function durable._wake_asker();
 create constraint trigger events_wake after insert on durable.events
   deferrable initially deferred for each row execute function durable._wake_waiters();

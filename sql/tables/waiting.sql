@@ -1,7 +1,7 @@
 -- What workflows wait for. A waiting workflow is a row of live_workflows that nobody holds, with one row here for each
 -- thing that may wake it, and its wait as an open step, which keeps the time it ends at.
 --
--- Facts (messages, events) are rows, too. Whoever stores one wakes, at the commit, those who already wait for it; whoever
+-- Facts (messages, events, decisions on approvals) are rows, too. Whoever stores one wakes, at the commit, those who already wait for it; whoever
 -- begins to wait first looks whether it is there. Neither takes a lock that the other would have to wait for, so that a
 -- transaction of a user, which may stay open for long, never stands in the way of a worker. The price: when both are under
 -- way at once, neither sees the other, and nobody is woken. The tick makes up for that. For each pair of a wait and a fact
@@ -15,12 +15,13 @@ create table durable.waits (
   subject text not null,
   xid xid8 not null default pg_current_xact_id(),
   constraint waits_pkey primary key (workflow_id, kind, subject),
-  constraint waits_kind check (kind in ('message', 'event', 'children'))
+  constraint waits_kind check (kind in ('message', 'event', 'children', 'approval'))
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 create index waits_event_idx on durable.waits (subject) where kind = 'event';
 create index waits_xid_idx on durable.waits (xid);
-comment on table durable.waits is 'What may wake each waiting workflow: one row for each message topic, event or group of children.';
-comment on column durable.waits.kind is 'message (subject is the topic), event (subject is its name) or children (subject is the id of the first).';
+comment on table durable.waits is 'What may wake each waiting workflow: one row for each message topic, event, group of children or approval.';
+comment on column durable.waits.kind is 'message (subject is the topic), event (subject is its name), children (subject is the id of the first) or '
+  'approval (subject is the step that requested it).';
 comment on column durable.waits.xid is 'The transaction that began to wait; see the comment in sql/tables/waiting.sql.';
 
 create table durable.messages (

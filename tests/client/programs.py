@@ -298,6 +298,28 @@ async def visiting(ctx: AsyncContext) -> list[Any]:
     return [*seen, met.index]
 
 
+@app.workflow
+async def approving(ctx: AsyncContext, name: str) -> list[Any]:
+    await ctx.step(mark, name, "before")
+    first = await ctx.approval(name, assignee="finance", form={"cents": 12000}, expires="1 day")
+    await ctx.step(mark, name, "between")
+    request = await ctx.request_approval("and this?", assignee="finance")
+    met = await ctx.wait_any(Event("never"), request)
+    await ctx.step(mark, name, "after")
+    return [first.decision, first.by, first.data, met.index, met.value.decision]
+
+
+@app.workflow
+def plain_approving(ctx: Context, name: str) -> list[Any]:
+    ctx.step(mark_plain, name, "before")
+    first = ctx.approval(name, assignee="finance", form={"cents": 12000}, expires="1 day")
+    ctx.step(mark_plain, name, "between")
+    request = ctx.request_approval("and this?", assignee="finance")
+    met = ctx.wait_any(Event("never"), request)
+    ctx.step(mark_plain, name, "after")
+    return [first.decision, first.by, first.data, met.index, met.value.decision]
+
+
 # Children.
 
 

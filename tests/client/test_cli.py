@@ -37,13 +37,20 @@ pytestmark = pytest.mark.pg(18)
 EACH_END = pytest.mark.pg(15, 18)
 
 DURABLE = str(Path(sys.executable).with_name("durable"))
-COMMANDS = ["install", "worker", "dev", "enqueue", "list", "show", "cancel", "pause", "resume", "retry", "fork"]
+COMMANDS = [
+    *("install", "worker", "dev", "enqueue", "list", "show", "cancel", "pause", "resume", "retry", "fork"),
+    *("approvals", "decide"),
+]
 SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
     *("workflow_id", "name", "status", "queue", "key", "priority", "tags", "attempt", "failures", "crashes"),
     *("max_attempts", "error_message", "created_at", "started_at", "completed_at", "wake_at", "deadline"),
     *("timeout_seconds", "worker", "paused_at", "pause_reason", "warning", "forked_from", "forked_at_step"),
     *("continued_from", "continued_as"),
+}
+APPROVAL_FIELDS = {
+    *("approval_id", "workflow_id", "workflow", "step_name", "subject", "assignee", "form", "requested_at"),
+    *("expires_at", "state", "decision", "data", "decided_by", "comment", "decided_at"),
 }
 STEP_FIELDS = {
     *("step_name", "status", "attempt", "output", "error", "error_message", "started_at", "completed_at"),
@@ -421,6 +428,63 @@ def test_cancel_ends_a_workflow_once(cli: Cli, db: Database) -> None:
     assert (row.status, row.error_message) == ("cancelled", "twice")
     assert "it is cancelled" in cli.fail("cancel", workflow_id)
     assert "it is completed" in cli.fail("cancel", str(run_one(conn)))
+
+
+def asked(conn: psycopg.Connection[Any], subject: str, assignee: str | None = None) -> str:
+    """An approval that a running workflow has requested."""
+    enqueue(conn, "ask", queue="asking")
+    held = claim_one(conn, queues=["asking"])
+    ((approval_id,),) = call(
+        conn, "request_approval", held.workflow_id, held.lease, "ask", subject, assignee, {"cents": 12000}, "2 days"
+    )
+    return str(approval_id)
+
+
+def test_approvals_gives_documented_fields_of_what_is_pending_the_newest_first(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    first, second, third = asked(conn, "first?", "ada"), asked(conn, "second?", "bob"), asked(conn, "third?", "ada")
+    listed = cli.read_json("approvals")
+    assert [each["approval_id"] for each in listed] == [third, second, first]
+    assert set(listed[0]) == APPROVAL_FIELDS
+    assert (listed[2]["subject"], listed[2]["form"], listed[2]["state"]) == ("first?", {"cents": 12000}, "pending")
+    assert [each["approval_id"] for each in cli.read_json("approvals", "--assignee", "ada")] == [third, first]
+    call(conn, "decide", first, "approved", "ada")
+    assert [each["approval_id"] for each in cli.read_json("approvals", "--assignee", "ada")] == [third]
+    assert [each["decided_by"] for each in cli.read_json("approvals", "--state", "decided")] == ["ada"]
+    assert len(cli.read_json("approvals", "--state", "all")) == 3
+    assert len(cli.read_json("approvals", "--limit", "1")) == 1
+    table = cli.read("approvals", "--state", "all").splitlines()
+    assert table[0].split() == [
+        "APPROVAL", "SUBJECT", "ASSIGNEE", "STATE", "AGE", "EXPIRES", "IN", "WORKFLOW", "DECISION", "BY", "COMMENT",
+    ]  # fmt: skip
+    assert "third?" in table[1]
+    assert "1 d 23 h" in table[1]
+    assert "No approvals match." in cli.read("approvals", "--assignee", "nobody")
+    cli.fail("approvals", "--state", "open", status=2)
+
+
+def test_approvals_on_a_terminal_fit_it_and_keep_ids_whole(cli: Cli, db: Database) -> None:
+    approval_id = asked(db.connect(), "a very long question? " * 20)
+    lines = cli.read_terminal(80, "approvals")
+    assert all(len(line) <= 80 for line in lines)
+    assert approval_id in lines[1]
+
+
+def test_decide_approves_or_rejects_once(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    first, second = asked(conn, "first?"), asked(conn, "second?")
+    said = cli.read("decide", first, "approve", "--by", "ada", "--comment", "fine", "--data", '{"cents": 1.50}')
+    assert said == f"Approved {first}\n"
+    assert cli.read_json("decide", second, "reject") == {"approval_id": second, "decision": "rejected", "decided": True}
+    (stored,) = rows(conn, "select * from durable.approvals where approval_id = %s", first)
+    assert (stored.decision, stored.decided_by, stored.comment) == ("approved", "ada", "fine")
+    assert value(conn, "select data::text from durable.approvals where approval_id = %s", first) == '{"cents": 1.50}'
+    assert "nothing was changed" in cli.read("decide", second, "reject", "--by", "bob")
+    assert "is decided: rejected" in cli.fail("decide", second, "approve")
+    assert "not found" in cli.fail("decide", str(uuid.uuid4()), "approve")
+    cli.fail("decide", "7", "approve", status=2)
+    cli.fail("decide", first, "maybe", status=2)
+    cli.fail("decide", first, "approve", "--data", "{", status=2)
 
 
 @EACH_END

@@ -62,6 +62,6 @@ def test_the_errors_are_those_of_the_table() -> None:
         "WF001": "WorkflowNotFound", "WF002": "LeaseLost", "WF003": "KeyConflict", "WF004": "WorkflowCancelled",
         "WF005": "InvalidArgument", "WF006": "PayloadTooLarge", "WF007": "WorkflowFailed", "WF008": "StepInterrupted",
         "WF009": "RecoveryLimitExceeded", "WF010": "WorkflowTimedOut", "WF011": "SchemaMismatch", "WF012": "StepTimedOut",
-        "WF013": "WorkflowEnded", "WF014": "WaitTimedOut",
+        "WF013": "WorkflowEnded", "WF014": "WaitTimedOut", "WF015": "ApprovalClosed",
     }  # fmt: skip
     assert durable_client.StepFailed.code == "WF007"

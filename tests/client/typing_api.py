@@ -12,12 +12,16 @@ from uuid import UUID
 
 import psycopg
 from durable_client import (
+    ApprovalRecord,
+    ApprovalRequest,
+    AsyncApprovalRequest,
     AsyncChild,
     AsyncContext,
     AsyncHandle,
     Child,
     ChildFailed,
     Context,
+    Decision,
     Durable,
     Event,
     Handle,
@@ -88,6 +92,11 @@ def fulfil(ctx: Context, order: Order) -> int:
     assert_type(started, Child[str])
     assert_type(started.result(timeout="1 day"), str)
     assert_type(ctx.wait_any(started), Met)
+    assert_type(ctx.approval("may I?", assignee="ada", form=Order(1), expires="2 days"), Decision)
+    request = ctx.request_approval("may I?")
+    assert_type(request, ApprovalRequest)
+    assert_type(request.decision(), Decision)
+    assert_type(ctx.wait_any(request, Timer("1 day")), Met)
     assert_type(ctx.run(child, 1), str)
     assert_type(ctx.map(child, [1, 2], max_parallel=5), list[str])
     assert_type(ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
@@ -126,6 +135,10 @@ async def fulfil_async(ctx: AsyncContext, order: Order) -> int:
     started = await ctx.start(child, 1)
     assert_type(started, AsyncChild[str])
     assert_type(await started.result(), str)
+    assert_type(await ctx.approval("may I?"), Decision)
+    request = await ctx.request_approval("may I?", expires=3600)
+    assert_type(request, AsyncApprovalRequest)
+    assert_type(await request.decision(), Decision)
     assert_type(await ctx.run(child, 1), str)
     assert_type(await ctx.map(child, [1, 2]), list[str])
     assert_type(await ctx.map(child, [1, 2], return_failures=True), list[str | ChildFailed])
@@ -153,6 +166,8 @@ def ask() -> None:
     assert_type(handle.fork("ship", input=Order(2), outputs={"pack": "1 True"}), Handle[int])
     assert_type(handle.send("topic", Order(1), key="k"), bool)
     assert_type(app.emit("event"), bool)
+    assert_type(app.approvals(assignee="ada", state=None, limit=5), list[ApprovalRecord])
+    assert_type(app.decide("id", "approved", by="ada", comment="fine", data={"cents": 1}), bool)
     assert_type(app.enqueue_many(fulfil, [Order(1)]), list[Handle[int]])
     assert_type(app.handle(handle.workflow_id, fulfil), Handle[int])
     assert_type(pack(Order(1)), str)

@@ -1,4 +1,4 @@
--- The roles matrix: each public function, and who may call it. c client, w worker, o observer, a admin.
+-- The roles matrix: each public function, and who may call it. c client, w worker, p approver, o observer, a admin.
 \set ECHO none
 \set QUIET 1
 \pset format unaligned
@@ -10,17 +10,19 @@ select no_plan();
 
 create role durable_t_client;
 create role durable_t_worker;
+create role durable_t_approver;
 create role durable_t_observer;
 create role durable_t_admin;
 create role durable_t_nobody;
 select durable.grant_client('durable_t_client');
 select durable.grant_worker('durable_t_worker');
+select durable.grant_approver('durable_t_approver');
 select durable.grant_observer('durable_t_observer');
 select durable.grant_admin('durable_t_admin');
 
 create temp table matrix (name text primary key, audience text not null);
 insert into matrix values
-  ('attach', 'w'), ('backfill_schedule', 'a'), ('begin_step', 'w'), ('build', 'cwoa'), ('cancel', 'ca'), ('checkpoint', 'w'),
+  ('attach', 'w'), ('backfill_schedule', 'a'), ('begin_step', 'w'), ('build', 'cwpoa'), ('cancel', 'ca'), ('checkpoint', 'w'),
   ('checkpoint_many', 'w'), ('claim', 'w'), ('complete', 'w'), ('complete_many', 'w'), ('configure', 'a'), ('continue_as_new', 'w'),
   ('cron_next', 'coa'), ('disable_pg_cron', 'a'), ('enable_pg_cron', 'a'), ('enqueue', 'c'), ('enqueue_many', 'c'),
   ('fail', 'w'), ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('fork', 'ca'), ('fork_many', 'ca'), ('grant_admin', ''), ('grant_client', ''),
@@ -28,12 +30,13 @@ insert into matrix values
   ('next_firings', 'oa'), ('pause', 'ca'), ('pause_schedule', 'a'), ('publish', 'w'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
   ('result', 'co'), ('resume', 'ca'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('retry_many', 'ca'),
   ('schedule', 'a'), ('start_step', 'w'), ('state', 'co'), ('status', 'co'), ('suspend', 'w'), ('warn', 'w'),
-  ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwoa'), ('send', 'c'), ('emit', 'c'),
-  ('wait', 'w'), ('wait_many', 'w'), ('recheck_waits', 'w'), ('start_children', 'w'), ('child_results', 'wo');
+  ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwpoa'), ('send', 'c'), ('emit', 'c'),
+  ('wait', 'w'), ('wait_many', 'w'), ('recheck_waits', 'w'), ('start_children', 'w'), ('child_results', 'wo'),
+  ('request_approval', 'w'), ('decide', 'p'), ('grant_approver', '');
 
 create temp table audience (letter text, role name);
 insert into audience values
-  ('c', 'durable_t_client'), ('w', 'durable_t_worker'), ('o', 'durable_t_observer'), ('a', 'durable_t_admin'),
+  ('c', 'durable_t_client'), ('w', 'durable_t_worker'), ('p', 'durable_t_approver'), ('o', 'durable_t_observer'), ('a', 'durable_t_admin'),
   ('n', 'durable_t_nobody');
 
 select set_eq(
@@ -58,13 +61,14 @@ select set_eq(
   $$ select a.role::text, c.relname::text from audience a, pg_class c
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, 'select') $$,
   $$ values ('durable_t_observer', 'workflows'), ('durable_t_observer', 'workflow_steps'),
-       ('durable_t_observer', 'workflow_state'), ('durable_t_observer', 'queues'),
+       ('durable_t_observer', 'workflow_state'), ('durable_t_observer', 'approvals'),
+       ('durable_t_approver', 'approvals'), ('durable_t_observer', 'queues'),
        ('durable_t_observer', 'workers'), ('durable_t_observer', 'settings'), ('durable_t_admin', 'settings'),
        ('durable_t_worker', 'settings'), ('durable_t_observer', 'retention_rules'), ('durable_t_admin', 'retention_rules'),
        ('durable_t_observer', 'schedules'), ('durable_t_observer', 'schedule_firings'),
        ('durable_t_observer', 'schedule_backfills'), ('durable_t_admin', 'schedules'), ('durable_t_admin', 'schedule_firings'),
        ('durable_t_admin', 'schedule_backfills') $$,
-  'observers read the views, admins the settings, the retention and schedules, workers the settings, and nobody else anything');
+  'observers read the views, approvers the approvals, admins the settings, the retention and schedules, workers the settings, and nobody else anything');
 select is_empty(
   $$ select a.role, c.oid::regclass, p from audience a, pg_class c, unnest(array['insert', 'update', 'delete', 'truncate']) p
      where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and has_table_privilege(a.role, c.oid, p) $$,
@@ -89,6 +93,14 @@ set local role durable_t_worker;
 select lives_ok($$ update life l set lease = c.lease from durable.claim('w') c $$, 'a worker claims');
 select lives_ok($$ select durable.attach('w') $$, 'a worker attaches');
 select lives_ok($$ select w.* from life, durable.wait(workflow_id, lease, 'r', '[{"message": "topic"}]') w $$, 'a worker receives');
+select lives_ok($$ select durable.request_approval(workflow_id, lease, 'ask', 'may I?') from life $$, 'a worker asks');
+select throws_ok($$ select durable.decide(workflow_id, 'approved') from life $$, '42501', null, 'a worker does not decide');
+set local role durable_t_approver;
+select results_eq($$ select durable.decide(approval_id, 'approved') from durable.approvals where state = 'pending' $$, array[true],
+  'an approver lists and decides');
+select lives_ok($$ set constraints all immediate $$, 'and wakes, at its commit, what it may not see');
+select throws_ok($$ select * from durable.workflows $$, '42501', null, 'an approver does not read workflows');
+set local role durable_t_worker;
 select throws_ok($$ select durable.emit('another') $$, '42501', null, 'a worker does not emit');
 select lives_ok($$ select durable.checkpoint(workflow_id, lease, 's', '1') from life $$, 'a worker checkpoints');
 select lives_ok($$ select durable.publish(workflow_id, lease, 'k', '1') from life $$, 'a worker publishes');

@@ -1,6 +1,9 @@
 """Durable workflows in Python on nothing but Postgres."""
 
 from ._app import Durable
+from ._approval import ApprovalRequest
+from ._approval_async import AsyncApprovalRequest
+from ._approvals import ApprovalRecord, Decision
 from ._child import Child
 from ._child_async import AsyncChild
 from ._client import Client, Handle
@@ -11,6 +14,7 @@ from ._context_async import AsyncContext
 from ._definitions import Step, Workflow
 from ._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from ._errors import (
+    ApprovalClosed,
     ChildFailed,
     DurableError,
     InvalidArgument,
@@ -39,6 +43,10 @@ from ._version import __version__
 from ._worker import Worker
 
 __all__ = [
+    "ApprovalClosed",
+    "ApprovalRecord",
+    "ApprovalRequest",
+    "AsyncApprovalRequest",
     "AsyncChild",
     "AsyncClient",
     "AsyncContext",
@@ -48,6 +56,7 @@ __all__ = [
     "ChildFailed",
     "Client",
     "Context",
+    "Decision",
     "Durable",
     "DurableError",
     "EmbeddedPostgres",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from ._approvals import ApprovalRecord, ApprovalState
 from ._client import Client, Handle
 from ._client_async import AsyncClient
 from ._definitions import NO_RETRY, Step, Workflow
@@ -273,6 +274,35 @@ class Durable:
         a later one changes nothing and returns False. With ``conn`` it is part of that transaction.
         """
         return self.client.emit(event, payload, conn=conn)
+
+    def approvals(
+        self, *, assignee: str | None = None, state: ApprovalState | None = "pending", limit: int = 100
+    ) -> list[ApprovalRecord]:
+        """What workflows ask people, the newest first: those of an ``assignee``, in a ``state`` (None for any).
+
+        Needs the rights of ``durable.grant_approver()`` or ``grant_observer()``.
+        """
+        return self.client.approvals(assignee=assignee, state=state, limit=limit)
+
+    def decide(
+        self,
+        approval_id: Any,
+        decision: str,
+        *,
+        by: str | None = None,
+        comment: str | None = None,
+        data: Any = None,
+        conn: Any = None,
+    ) -> bool:
+        """Decides an approval: ``"approved"``, ``"rejected"``, or another word that its workflow knows.
+
+        ``by`` is who decides (None for the name of the database role), ``data`` what the decision comes with, the
+        values of a form for example. The first decision stands; the same one again returns False. With ``conn``, a
+        psycopg connection, it is part of that transaction. Needs the rights of ``durable.grant_approver()``. Raises
+        ApprovalClosed when it is decided otherwise, expired or withdrawn, WorkflowNotFound when there is none,
+        InvalidArgument, PayloadTooLarge.
+        """
+        return self.client.decide(approval_id, decision, by=by, comment=comment, data=data, conn=conn)
 
     def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""

@@ -54,6 +54,13 @@ START_CHILDREN = (
     " make_interval(secs => %s), %s::jsonb)::text"
 )
 CHILD_RESULTS = "select output::text from durable.child_results(%s)"
+REQUEST_APPROVAL = "select durable.request_approval(%s, %s, %s, %s, %s, %s::jsonb, make_interval(secs => %s))::text"
+APPROVALS = (
+    "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form, requested_at,"
+    " expires_at, state::text, decision, data, decided_by, comment, decided_at"
+    " from durable.approvals where {where} order by approval_id desc limit %s"
+)
+DECIDE = "select durable.decide(%s, %s, %s, %s, %s::jsonb)"
 RECHECK = "select durable.recheck_waits(%s::uuid[])"
 SEND = "select durable.send(%s, %s, %s::jsonb, %s)"
 EMIT = "select durable.emit(%s, %s::jsonb)"

@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from . import _calls, _codec
+from ._approvals import ApprovalRecord, ApprovalState, listed
 from ._definitions import Workflow, enqueue_parameters
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
@@ -224,6 +225,29 @@ class Client:
     def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
         """Tells of an event; see ``Durable.emit``."""
         rows = self._all(_calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
+        return bool(rows[0][0])
+
+    def approvals(
+        self, *, assignee: str | None = None, state: ApprovalState | None = "pending", limit: int = 100
+    ) -> list[ApprovalRecord]:
+        """What workflows ask people, the newest first; see ``Durable.approvals``."""
+        where, values = listed(assignee, state)
+        rows = self._read(_calls.APPROVALS.format(where=where), [*values, limit])
+        return [ApprovalRecord(*row) for row in rows]
+
+    def decide(
+        self,
+        approval_id: Any,
+        decision: str,
+        *,
+        by: str | None = None,
+        comment: str | None = None,
+        data: Any = None,
+        conn: Any = None,
+    ) -> bool:
+        """Decides an approval; see ``Durable.decide``."""
+        text = None if data is None else _codec.encode(data, f"the data of the decision on approval {approval_id}")
+        rows = self._all(_calls.DECIDE, [str(approval_id), decision, by, comment, text], conn)
         return bool(rows[0][0])
 
     def enqueue(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from ._approvals import decision_of
 from ._definitions import check_name
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument
@@ -63,7 +64,18 @@ class ChildEnd:
         return f"{type(self).__name__}({self.workflow_id!r})"
 
 
-Condition = Message | Event | Timer | ChildEnd
+class Approval:
+    """The decision on an approval of this workflow, or its expiry. Its value is a ``Decision``."""
+
+    def __init__(self, approval_id: str, step_name: str) -> None:
+        self.approval_id = approval_id
+        self.step_name = step_name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.approval_id!r})"
+
+
+Condition = Message | Event | Timer | ChildEnd | Approval
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,8 @@ class Met:
 
 def value_of(condition: Condition, value: Any) -> Any:
     """The value of a condition that was met, by what the wait ended with."""
+    if isinstance(condition, Approval):
+        return decision_of(value)
     return None if isinstance(condition, ChildEnd) else value
 
 
@@ -111,6 +125,8 @@ def _plain(condition: Condition) -> dict[str, Any]:
         return {"event": condition.name}
     if isinstance(condition, ChildEnd):
         return {"children": condition.workflow_id}
+    if isinstance(condition, Approval):
+        return {"approval": condition.step_name}
     if isinstance(condition, Timer):
         if condition.at is not None:
             return {"timer_at": timestamp(condition.at)}
@@ -118,5 +134,5 @@ def _plain(condition: Condition) -> dict[str, Any]:
         return {"timer": length(condition.after)}
     raise InvalidArgument(
         f"{condition!r} is not something to wait for",
-        hint="Pass Message(topic), Event(name), Timer(duration) or a child.",
+        hint="Pass Message(topic), Event(name), Timer(duration), a child or a requested approval.",
     )

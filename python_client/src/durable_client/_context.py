@@ -16,6 +16,8 @@ from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, over
 from uuid import UUID, uuid5
 
 from . import _children, _codec
+from ._approval import ApprovalRequest
+from ._approvals import Decision, decision_of, request_parameters
 from ._calls import StoredStep
 from ._child import Child
 from ._conditions import Condition, Event, Message, Met, length, timestamp, value_of
@@ -251,6 +253,28 @@ class Context:
         calls = [(self._name(known.name), item) for item in items]
         return self._map_steps(known, calls, max_parallel or len(calls), return_failures)
 
+    def approval(
+        self, subject: str, *, assignee: str | None = None, form: Any = None, expires: Duration | None = None
+    ) -> Decision:
+        """Asks people for a decision and waits for it, without holding a worker meanwhile.
+
+        ``subject`` is the question in one line, ``assignee`` who is asked (a person, a team; None for anyone), ``form``
+        any JSON that helps to decide. ``Durable.approvals`` lists it, ``Durable.decide`` answers it, and so do the
+        commands ``durable approvals`` and ``durable decide``. When nobody has within ``expires``, which counts from the
+        first call by the database's clock, the decision says that it is ``expired``. Raises InvalidArgument.
+        """
+        return self._approval(self._name("approval"), request_parameters(subject, assignee, form, expires))
+
+    def request_approval(
+        self, subject: str, *, assignee: str | None = None, form: Any = None, expires: Duration | None = None
+    ) -> ApprovalRequest:
+        """Asks people for a decision and goes on. A replay gets the same approval.
+
+        What it returns has an ``approval_id`` to tell people, can be waited for with ``decision()``, and with
+        ``wait_any`` beside a ``Timer`` that reminds them. The parameters are those of ``approval``.
+        """
+        return self._approval_request(self._name("approval"), request_parameters(subject, assignee, form, expires))
+
     def now(self) -> datetime:
         """The time by the database's clock, the same in every replay. It is a step, so it costs a checkpoint."""
         time: datetime = self._perform(_NOW, self._name("now"), self._invoke, (self._run,), {})
@@ -485,21 +509,39 @@ class Context:
     def _start(
         self, name: str, workflow: Workflow[..., Any] | str, inputs: list[Any], options: dict[str, Any]
     ) -> _children.Group:
-        run = self._run
-        stored = run.replay.get(name)
+        stored = self._run.replay.get(name)
         if stored is not None and stored.status != "running":
             return _children.Group((self._stored_output(name, stored))["first"], workflow)
         parameters = _children.start_parameters(workflow, inputs, **options)
+        return _children.Group(self._call(self._engine.start_children, name, parameters), workflow)
+
+    def _call(self, call: Callable[[Run, str, list[Any]], str], name: str, parameters: Any) -> str:
+        """Makes a call that is a step by itself."""
+        run = self._run
         run.active.add(name)
         try:
             run.check()
             if run.gate is not None:
                 self._engine.pass_gate(run)
-            return _children.Group(self._engine.start_children(run, name, parameters), workflow)
+            return call(run, name, parameters)
         finally:
             run.active.discard(name)
             if run.waits:
                 self._engine.step_ended(run)
+
+    def _approval(self, name: str, parameters: list[Any]) -> Decision:
+        # Where the wait was begun, the request was made.
+        if name not in self._run.replay:
+            self._call(self._engine.request_approval, name, parameters)
+        return self._decision(name, name)
+
+    def _approval_request(self, name: str, parameters: list[Any]) -> ApprovalRequest:
+        approval_id = self._call(self._engine.request_approval, name, parameters)
+        return ApprovalRequest(approval_id, name, lambda: self._decision(self._name(f"{name}/decision"), name))
+
+    def _decision(self, name: str, request: str) -> Decision:
+        output = self._met_json(name, json.dumps([{"approval": request}]), "any", None)
+        return decision_of(output["value"])
 
     def _join_one(self, name: str, group: _children.Group, timeout: Duration | None) -> Any:
         (result,) = self._join(name, group, timeout)

@@ -171,6 +171,12 @@ class AsyncEngine:
         first: str = rows[0][0]
         return first
 
+    async def request_approval(self, run: Run, name: str, parameters: list[Any]) -> str:
+        """The id of the approval, also when it was requested before."""
+        rows = await self._call(_calls.REQUEST_APPROVAL, (run.workflow_id, run.lease, name, *parameters))
+        approval_id: str = rows[0][0]
+        return approval_id
+
     async def child_outputs(self, first: str) -> list[str | None]:
         return [output for (output,) in await self._call(_calls.CHILD_RESULTS, (first,))]
 
@@ -310,6 +316,10 @@ class ThreadEngine:
     def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
         first: str = on_loop(self._engine.loop, self._engine.start_children(run, name, parameters))
         return first
+
+    def request_approval(self, run: Run, name: str, parameters: list[Any]) -> str:
+        approval_id: str = on_loop(self._engine.loop, self._engine.request_approval(run, name, parameters))
+        return approval_id
 
     def child_outputs(self, first: str) -> list[str | None]:
         outputs: list[str | None] = on_loop(self._engine.loop, self._engine.child_outputs(first))

@@ -17,6 +17,7 @@
      ├── SchemaMismatch         WF011
      ├── WorkflowEnded          WF013
      ├── WaitTimedOut           WF014   raised inside a workflow by a wait
+     ├── ApprovalClosed         WF015
      └── ResultTimeout                  raised by Handle.result(timeout=…)
 
 The codes are the SQLSTATEs that the functions of the schema raise; ``from_database`` maps one to the other.
@@ -53,7 +54,7 @@ class DurableError(Exception):
 
 
 class WorkflowNotFound(DurableError):
-    """No workflow with this id is stored."""
+    """No workflow, or no approval, with this id is stored."""
 
     code = "WF001"
 
@@ -189,6 +190,12 @@ class WaitTimedOut(DurableError, TimeoutError):
     code = "WF014"
 
 
+class ApprovalClosed(DurableError):
+    """The approval was decided otherwise, has expired, or was withdrawn with the end of its workflow."""
+
+    code = "WF015"
+
+
 class ResultTimeout(DurableError, TimeoutError):
     """The workflow did not end within the timeout of ``Handle.result()``; it goes on."""
 
@@ -197,7 +204,7 @@ _BY_CODE: dict[str, type[DurableError]] = {
     cls.code: cls
     for cls in (
         WorkflowNotFound, LeaseLost, KeyConflict, WorkflowCancelled, InvalidArgument, PayloadTooLarge, SchemaMismatch,
-        WorkflowEnded,
+        WorkflowEnded, ApprovalClosed,
     )
     if cls.code
 }  # fmt: skip
@@ -242,7 +249,8 @@ def from_database(error: psycopg.Error) -> DurableError | None:
     if state == "42501" and "durable" in primary:
         return SchemaMismatch(
             f"this role may not use durable: {primary}",
-            hint="An owner of the schema grants it with durable.grant_client() or durable.grant_worker().",
+            hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), "
+            "grant_approver(), grant_observer() and grant_admin().",
         )
     if state.startswith("22"):
         return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, JSON as JSON.")

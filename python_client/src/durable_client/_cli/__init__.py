@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .._version import __version__
+from ._approvals import approvals, decide
 from ._dev import dev
 from ._enqueue import enqueue
 from ._errors import ReportingGroup
@@ -35,7 +36,22 @@ def cli() -> None:
     """
 
 
-for _command in (install, worker, dev, enqueue, list_workflows, show, cancel, pause, resume, retry, fork, schedule):
+for _command in (
+    install,
+    worker,
+    dev,
+    enqueue,
+    list_workflows,
+    show,
+    cancel,
+    pause,
+    resume,
+    retry,
+    fork,
+    approvals,
+    decide,
+    schedule,
+):
     cli.add_command(_command)
 
 

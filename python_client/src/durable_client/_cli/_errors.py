@@ -53,6 +53,6 @@ def explain(error: psycopg.Error) -> DurableError:
             diag.message_primary or str(error),
             detail=diag.message_detail,
             hint="Connect as a role that may, or have the owner of the schema give yours the right with one of "
-            "durable.grant_client(), grant_worker(), grant_observer() and grant_admin().",
+            "durable.grant_client(), grant_worker(), grant_approver(), grant_observer() and grant_admin().",
         )
     return DurableError(diag.message_primary or str(error), detail=diag.message_detail, hint=diag.message_hint)

@@ -21,6 +21,13 @@ def workflow_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise click.BadParameter(f"{value!r} is not the id of a workflow, which is a UUID.") from None
 
 
+def approval_id(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not the id of an approval, which is a UUID.") from None
+
+
 def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A length of time in seconds."""
     if value is None:
