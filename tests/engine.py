@@ -118,6 +118,13 @@ def wait_until(conn: Connection, query: str, *parameters: Any) -> None:
         time.sleep(0.02)
 
 
+def decide_next(conn: Connection, decision: str, by: str = "ada") -> None:
+    """Waits until a workflow asks somebody, and decides."""
+    pending = "from durable.approvals where state = 'pending'"
+    wait_until(conn, f"select count(*) > 0 {pending}")
+    value(conn, f"select durable.decide(approval_id, %s, by => %s) {pending}", decision, by)
+
+
 def wait_until_blocked(observer: Connection, blocked: Connection) -> None:
     """Returns when the other connection waits for a lock."""
     for _ in range(2000):

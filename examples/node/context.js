@@ -85,6 +85,20 @@ export class Context {
     return (await this.#worker.query("select output from durable.child_results($1)", first)).map(({ output }) => output);
   }
 
+  /**
+   * Asks people and waits for the decision: `{ decision, by, comment, data, expired, … }`. `decision` is "approved",
+   * "rejected" or another word, and null when it has expired: what comes of that is for the workflow to say.
+   */
+  async approval(subject, { assignee, form, expires } = {}) {
+    const step = this.#unique("approval");
+    this.#active += 1;
+    const request = "select durable.request_approval($1, $2, $3, $4, $5, $6, $7)";
+    // Where the wait was begun, the request was made.
+    if (!this.#stored.has(step)) await this.#call(request, step, subject, assignee, json(form), expires);
+    this.#active -= 1;
+    return (await this.#wait(step, [{ approval: step }])).value;
+  }
+
   #unique(name) {
     const count = (this.#counts.get(name) ?? 0) + 1;
     this.#counts.set(name, count);

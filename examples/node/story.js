@@ -1,4 +1,4 @@
-// The example from its start to its end: workers of orders.js, a customer, and a crash. DURABLE_DSN=… node story.js
+// The example from its start to its end: workers of orders.js, a customer, somebody who decides, and a crash. DURABLE_DSN=… node story.js
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -35,6 +35,10 @@ const parked = await until("select * from durable.workflows where workflow_id = 
 console.log(`It is ${parked.status} for the payment: one row, held by ${parked.worker ?? "nobody"}. The customer pays.`);
 await database.query("select durable.send($1, 'payment', $2, key => 'payment-1')", [id, { cents: 12500 }]);
 
+const asked = await until("select * from durable.approvals where assignee = 'sales' and state = 'pending'");
+console.log(`Somebody in sales is asked: ${asked.subject} They approve.`);
+await database.query("select durable.decide($1, 'approved', by => 'ada')", [asked.approval_id]);
+
 await until("select from demo_node.requests");
 console.log("While the carrier is being asked, the worker is killed. Another one goes on behind the last step.");
 worker.kill("SIGKILL");
@@ -44,10 +48,11 @@ worker = startWorker();
 const ended = await until("select * from durable.workflows where workflow_id = $1 and completed_at is not null", id);
 console.log(`It is ${ended.status} at attempt ${ended.attempt}, with ${ended.crashes} crash.`);
 for (const step of (await database.query("select * from durable.history($1)", [id])).rows) {
-  console.log(`  ${step.step_name.padEnd(20)} ${step.status}  ${JSON.stringify(step.output)}`);
+  console.log(`  ${step.step_name.padEnd(20)} ${step.status}  ${JSON.stringify(step.output).slice(0, 80)}`);
 }
-const asked = await database.query("select count(*)::int as requests, count(distinct key)::int as parcels from demo_node.requests");
-console.log("The carrier was asked twice with the same key, and has booked one parcel:", asked.rows[0]);
+const carrier = "select (select count(*) from demo_node.requests) as requests, (select count(*) from demo_node.parcels) as parcels";
+const { requests, parcels } = (await database.query(carrier)).rows[0];
+console.log(`The carrier was asked ${requests} times, with the same key, and has booked ${parcels} parcel.`);
 
 worker.kill("SIGTERM");
 const [code] = await once(worker, "exit");

@@ -24,7 +24,8 @@ select outcome in ('parked', 'waiting') as stop, coalesce(output ? 'timed_out', 
 from durable.wait(:'workflow_id', :'lease', 'receive:payment', '[{"message": "payment"}]', timeout => '7 days') \gset
 \if :stop \q \endif
 \if :unpaid
-  select durable.complete(:'workflow_id', :'lease', '"cancelled: not paid"');
+  \set because 'not paid'
+  \ir put_back.sql
   \q
 \endif
 
@@ -39,6 +40,20 @@ from durable.wait(:'workflow_id', :'lease', 'run:pack/result', jsonb_build_array
   \q
 \endif
 
+-- A person. The request is a row of durable.approvals, for whoever decides to find. When nobody has in time, the decision is
+-- null, and what comes of that is for this workflow to say: here it is as good as a refusal.
+select durable.request_approval(:'workflow_id', :'lease', 'approval', format('Ship order %s?', :'order_id'),
+  assignee => 'sales', form => :'parcel', expires => '2 days');
+select outcome in ('parked', 'waiting') as stop, output #>> '{value,decision}' is distinct from 'approved' as refused,
+  output #>> '{value,by}' as approved_by
+from durable.wait(:'workflow_id', :'lease', 'approval', '[{"approval": "approval"}]') \gset
+\if :stop \q \endif
+\if :refused
+  \set because 'not approved'
+  \ir put_back.sql
+  \q
+\endif
+
 -- A step of any other kind, here a program. When the worker dies before the checkpoint it runs again: at least once. So
 -- what is outside gets a key that is the same each time, and gives the same answer.
 select :'stored'::jsonb ? 'ship' as done, :'stored'::jsonb ->> 'ship' as tracking \gset
@@ -50,4 +65,5 @@ select :'stored'::jsonb ? 'ship' as done, :'stored'::jsonb ->> 'ship' as trackin
   select durable.checkpoint(:'workflow_id', :'lease', 'ship', to_jsonb(:'tracking'::text)) #>> '{}' as tracking \gset
 \endif
 
-select durable.complete(:'workflow_id', :'lease', jsonb_build_object('tracking', :'tracking', 'parcel', :'parcel'::jsonb));
+select durable.complete(:'workflow_id', :'lease', jsonb_build_object(
+  'tracking', :'tracking', 'parcel', :'parcel'::jsonb, 'approved_by', :'approved_by'));

@@ -1,4 +1,4 @@
--- What others do while worker.sh works: a customer orders and pays.
+-- What others do while worker.sh works: a customer orders and pays, and somebody decides.
 \pset footer off
 
 \echo '\nAn order comes in. It and its workflow are one transaction.'
@@ -18,7 +18,13 @@ where w.workflow_id = :'workflow_id' and s.waits_for is not null;
 select durable.send(:'workflow_id', 'payment', '{"cents": 12500}', key => 'payment-1') as sent,
   durable.send(:'workflow_id', 'payment', '{"cents": 12500}', key => 'payment-1') as sent_again;
 
+\echo 'Somebody in sales is asked. What waits for them is rows.'
+call demo_psql.wait_until('select exists (select from durable.approvals where assignee = ''sales'' and state = ''pending'')');
+select approval_id, subject, form, expires_at from durable.approvals where assignee = 'sales' and state = 'pending';
+select durable.decide(approval_id, 'approved', by => 'ada', comment => 'a good customer') as decided
+from durable.approvals where assignee = 'sales' and state = 'pending';
+
 call demo_psql.wait_until(format('select completed_at is not null from durable.workflows where workflow_id = %L', :'workflow_id'));
 \echo 'What happened:'
-select s.step_name, s.status, s.output from durable.history(:'workflow_id') s;
+select s.step_name, s.status, left(s.output::text, 80) as output from durable.history(:'workflow_id') s;
 select w.name, w.status, w.output from durable.workflows w where :'workflow_id' in (w.workflow_id, w.parent_id) order by w.workflow_id;

