@@ -11,6 +11,6 @@ export async function bookParcel(key, parcel, signal) {
   await after(1000, undefined, { signal });
   const book = "insert into demo_node.parcels (key, grams) values ($1, $2) on conflict do nothing";
   await database.query(book, [key, parcel.grams]);
-  const booked = await database.query("select 'TN-' || number as tracking from demo_node.parcels where key = $1", [key]);
-  return booked.rows[0].tracking;
+  const { rows } = await database.query("select 'TN-' || number as tracking from demo_node.parcels where key = $1", [key]);
+  return rows[0].tracking;
 }

@@ -4,15 +4,15 @@ import { ChildFailed, StepFailed, WaitTimedOut, errorJson, isConnectionLost, isN
 
 // How often a wait is asked for while steps are under way beside it, in milliseconds.
 const POLL = 500;
-// The code of a workflow that this worker may not go on with awaits this for ever, and is garbage then. Thrown instead, it
-// would meet the handlers of the workflow. A `finally` is not run: it is for this run of the code, not for the workflow.
+// The code of a workflow that this worker may not go on with awaits this for ever, and is garbage then. An error instead
+// would meet the handlers of the workflow.
 const never = () => new Promise(() => {});
 // pg would send an array as an array of Postgres, and a text as it is. SQL NULL for nothing at all.
 const json = (value) => (value === undefined ? null : JSON.stringify(value));
 
 /**
- * One run of a workflow. Steps are matched by name, a second call of a name is `name#2`, so code must make the same calls
- * in the same order on each run, and do outside of steps nothing that could turn out otherwise.
+ * One run of a workflow. Steps are matched by name, and a second call of a name is `name#2`: so the code must make the
+ * same calls in the same order on each run, and do nothing outside of steps that could turn out otherwise.
  */
 export class Context {
   #worker;
@@ -41,7 +41,7 @@ export class Context {
     return never();
   }
 
-  /** At least once: `body(key, signal)`, with a key that is the same each time, for whatever is outside of the database. */
+  /** At least once: `body(key, signal)`, with a key that is the same each time, for whatever is called outside. */
   step(name, body, retry) {
     return this.#perform(this.#unique(name), retry, async (step) => {
       const output = await body(`${this.workflowId}/${step}`, this.signal);
@@ -75,14 +75,16 @@ export class Context {
     const step = this.#unique(`run:${workflow}`);
     const { first } = await this.#perform(step, {}, async () => {
       const start = "select durable.start_children($1, $2, $3, $4, $5, queue => $6, max_parallel => $7) as first";
-      return (await this.#call(start, step, workflow, inputs.map((input) => json(input ?? null)), queue, maxParallel))[0];
+      const texts = inputs.map((input) => json(input ?? null));
+      return (await this.#call(start, step, workflow, texts, queue, maxParallel))[0];
     });
     const { value } = await this.#wait(`${step}/result`, [{ children: first }]);
     const [failed] = Object.values(value.failed);
     if (failed) throw new ChildFailed(`${step}/result`, failed.error);
     if (value.outputs) return value.outputs;
     // Outputs that are large together stay with the children.
-    return (await this.#worker.query("select output from durable.child_results($1)", first)).map(({ output }) => output);
+    const results = await this.#worker.query("select output from durable.child_results($1)", first);
+    return results.map(({ output }) => output);
   }
 
   /**
@@ -133,22 +135,25 @@ export class Context {
   async #transact(step, body) {
     for (;;) {
       let client;
+      let inBody = false;
       let committed = false;
       try {
         client = await this.#worker.connect();
         await client.query("begin");
         // Holds the lease until the end of the transaction, so that nobody takes the workflow over in between.
         await client.query("select durable.begin_step($1, $2, $3)", [this.workflowId, this.lease, step]);
+        inBody = true;
         const output = json(await body(client));
+        inBody = false;
         const values = [this.workflowId, this.lease, step, output];
         const { rows } = await client.query("select durable.checkpoint($1, $2, $3, $4) as output", values);
         await client.query("commit");
         committed = true;
         return rows[0].output;
       } catch (error) {
-        if (isNotOurs(error)) return this.leave();
+        if (!inBody && isNotOurs(error)) return this.leave();
         // Done already: the answer to a commit was lost.
-        if (error.code === "WF008") return this.#recall(step, { omitted: true });
+        if (!inBody && error.code === "WF008") return this.#recall(step, { omitted: true });
         // Also a serialization failure and a deadlock are for another try.
         if (!isConnectionLost(error) && !["40001", "40P01"].includes(error.code)) throw error;
         await after(100);
@@ -181,7 +186,8 @@ export class Context {
   }
 
   async #recall(step, stored) {
-    if (stored.omitted) [stored] = await this.#worker.query("select * from durable.step_result($1, $2)", this.workflowId, step);
+    const fetch = "select * from durable.step_result($1, $2)";
+    if (stored.omitted) [stored] = await this.#worker.query(fetch, this.workflowId, step);
     if (stored.status === "error") throw new StepFailed(step, stored.error);
     return stored.output;
   }

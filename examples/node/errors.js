@@ -19,6 +19,7 @@ export class ChildFailed extends StepFailed {
 /** What a workflow waited for did not come in time. */
 export class WaitTimedOut extends Error {
   name = "WaitTimedOut";
+  code = "WF014";
 }
 
 /** The workflow is not this worker's any more: not found, taken over or ended, cancelled. Its code must stop. */

@@ -7,7 +7,8 @@ const worker = new Worker({ connectionString: process.env.DURABLE_DSN, queues: [
 
 worker.define("deliver", async (context, order) => {
   const change = "update demo_node.stock set available = available + $2 where sku = $1";
-  const changeStock = (step, by) => context.transaction(step, async (client) => void (await client.query(change, [order.sku, by])));
+  const changeStock = (step, by) =>
+    context.transaction(step, async (client) => void (await client.query(change, [order.sku, by])));
   await changeStock("reserve", -1);
   // Time to think it over.
   await context.sleep("1 second");

@@ -1,8 +1,10 @@
-// The example from its start to its end: workers of orders.js, a customer, somebody who decides, and a crash. DURABLE_DSN=… node story.js
+// The example from its start to its end: workers of orders.js, a customer, somebody who decides, and a crash.
+// DURABLE_DSN=postgresql://… node story.js
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { setTimeout as after } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import pg from "pg";
 
 const database = new pg.Client({ connectionString: process.env.DURABLE_DSN });
@@ -10,7 +12,8 @@ await database.connect();
 database.on("notice", () => {});
 await database.query(await readFile(new URL("schema.sql", import.meta.url), "utf8"));
 
-const startWorker = () => spawn(process.execPath, [new URL("orders.js", import.meta.url).pathname], { stdio: "inherit" });
+const program = fileURLToPath(new URL("orders.js", import.meta.url));
+const startWorker = () => spawn(process.execPath, [program], { stdio: "inherit" });
 let worker = startWorker();
 process.on("exit", () => worker.kill("SIGKILL"));
 
@@ -26,16 +29,17 @@ async function until(query, ...values) {
 console.log("An order comes in. It and its workflow are one transaction.");
 const order = { order_id: "A-7", sku: "chair" };
 await database.query("begin");
-const enqueue = "select durable.enqueue('deliver', $1, queue => 'demo_node', key => $2) as id";
-const [{ id }] = (await database.query(enqueue, [order, `deliver-${order.order_id}`])).rows;
+const enqueue = "select durable.enqueue('deliver', $1, queue => 'demo_node') as id";
+const [{ id }] = (await database.query(enqueue, [order])).rows;
 await database.query("insert into demo_node.orders values ($1, $2, 12500, $3)", [order.order_id, order.sku, id]);
 await database.query("commit");
 
-const parked = await until("select * from durable.workflows where workflow_id = $1 and status = 'waiting'", id);
+const workflow = "select * from durable.workflows where workflow_id = $1";
+const parked = await until(`${workflow} and status = 'waiting'`, id);
 console.log(`It is ${parked.status} for the payment: one row, held by ${parked.worker ?? "nobody"}. The customer pays.`);
 await database.query("select durable.send($1, 'payment', $2, key => 'payment-1')", [id, { cents: 12500 }]);
 
-const asked = await until("select * from durable.approvals where assignee = 'sales' and state = 'pending'");
+const asked = await until("select * from durable.approvals where workflow_id = $1 and state = 'pending'", id);
 console.log(`Somebody in sales is asked: ${asked.subject} They approve.`);
 await database.query("select durable.decide($1, 'approved', by => 'ada')", [asked.approval_id]);
 
@@ -45,13 +49,13 @@ worker.kill("SIGKILL");
 await once(worker, "exit");
 worker = startWorker();
 
-const ended = await until("select * from durable.workflows where workflow_id = $1 and completed_at is not null", id);
+const ended = await until(`${workflow} and completed_at is not null`, id);
 console.log(`It is ${ended.status} at attempt ${ended.attempt}, with ${ended.crashes} crash.`);
 for (const step of (await database.query("select * from durable.history($1)", [id])).rows) {
   console.log(`  ${step.step_name.padEnd(20)} ${step.status}  ${JSON.stringify(step.output).slice(0, 80)}`);
 }
-const carrier = "select (select count(*) from demo_node.requests) as requests, (select count(*) from demo_node.parcels) as parcels";
-const { requests, parcels } = (await database.query(carrier)).rows[0];
+const count = async (table) => (await database.query(`select count(*) from demo_node.${table}`)).rows[0].count;
+const [requests, parcels] = [await count("requests"), await count("parcels")];
 console.log(`The carrier was asked ${requests} times, with the same key, and has booked ${parcels} parcel.`);
 
 worker.kill("SIGTERM");

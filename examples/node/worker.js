@@ -53,10 +53,10 @@ export class Worker {
   async run() {
     const [{ version }] = await this.query("select durable.version() as version");
     if (version.split(".").slice(0, 2).join(".") !== FITS) throw new Error(`schema ${version} is not for this client`);
-    const lease = "select 1000 * extract(epoch from value::interval)::float8 as ms from durable.settings where name = 'lease'";
-    const [{ ms }] = await this.query(lease);
+    const lease = "select extract(epoch from value::interval)::float8 as seconds from durable.settings where name = 'lease'";
+    const [{ seconds }] = await this.query(lease);
     // The heartbeat needs the event loop: do not block it for as long as that.
-    const beside = Promise.all([this.#keepSession(ms / 3), this.#tick()]);
+    const beside = Promise.all([this.#keepSession((1000 * seconds) / 3), this.#tick()]);
     await Promise.race([this.#work(), beside]);
 
     await Promise.race([this.#untilEmpty(), after(this.#drain)]);
@@ -131,11 +131,10 @@ export class Worker {
   }
 
   async #fail(id, lease, name, error) {
-    if (isNotOurs(error)) return;
-    console.error(`workflow ${id} (${name}) failed:`, error);
     try {
       // Tried again while its max_attempts are not reached, from the last checkpoint.
       await this.query("select durable.fail($1, $2, $3)", id, lease, errorJson(error));
+      console.error(`workflow ${id} (${name}) failed:`, error);
     } catch (refused) {
       if (!isNotOurs(refused)) console.error(`workflow ${id} (${name}): its failure cannot be stored:`, refused);
     }
@@ -181,9 +180,10 @@ export class Worker {
   async #beat(client) {
     const held = new Map(this.#runs);
     const leases = [...held.values()].map((context) => context.lease);
-    const { rows } = await client.query("select * from durable.heartbeat($1, $2, $3)", [this.name, [...held.keys()], leases]);
+    const heartbeat = "select * from durable.heartbeat($1, $2, $3)";
+    const { rows } = await client.query(heartbeat, [this.name, [...held.keys()], leases]);
     for (const { workflow_id: id, reason } of rows) {
-      console.error(`workflow ${id}: stopped: ${reason === "WF004" ? "cancelled" : "taken away, or ended"}`);
+      console.error(`workflow ${id}: stopped: ${reason === "WF004" ? "cancelled" : "taken away, paused, or ended"}`);
       held.get(id).leave();
     }
   }

@@ -3,7 +3,8 @@ create schema demo_psql;
 create table demo_psql.stock (sku text primary key, available integer not null check (available >= 0));
 insert into demo_psql.stock values ('chair', 3);
 create table demo_psql.orders (
-  order_id text primary key, sku text not null references demo_psql.stock, cents integer not null, workflow_id uuid not null
+  order_id text primary key, sku text not null references demo_psql.stock, cents integer not null,
+  workflow_id uuid not null
 );
 
 -- For the story alone: returns when a query returns true.

@@ -6,16 +6,17 @@ select r.* from (select) as turn left join durable.reclaim(:'worker') as r on tr
 \if :{?workflow_id}
 \else
   -- workflows names those that this worker has code for; it is given no others.
-  select c.* from (select) as turn
-  left join durable.claim(:'worker', '{demo_psql}', max_workflows => 1, workflows => '{deliver,pack}') as c on true \gset
+  select c.*
+  from (select) as turn
+  left join durable.claim(:'worker', '{demo_psql}', max_workflows => 1, workflows => '{deliver,pack}') as c on true
+  \gset
 \endif
 
 \if :{?workflow_id}
   -- The outputs that are stored, by step: what is among them must not run again. steps is null on a first run.
   \if :{?steps}
-    select coalesce(jsonb_object_agg(step ->> 'step_name', step -> 'output') filter (where step ->> 'status' = 'completed'),
-      '{}') as stored
-    from jsonb_array_elements(:'steps') as step \gset
+    select coalesce(jsonb_object_agg(step ->> 'step_name', step -> 'output'), '{}') as stored
+    from jsonb_array_elements(:'steps') as step where step ->> 'status' = 'completed' \gset
   \else
     \set stored {}
   \endif

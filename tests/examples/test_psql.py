@@ -39,11 +39,14 @@ def worker() -> Iterator[subprocess.Popen[bytes]]:
             process.wait(30)
 
 
+def run_example() -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "examples.psql"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.pg(15, 16, 18)
 def test_a_whole_workflow_is_driven_from_psql_alone(db: Database) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.psql"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_example()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ERROR" not in done.stderr
 
@@ -63,6 +66,8 @@ def test_a_whole_workflow_is_driven_from_psql_alone(db: Database) -> None:
     assert value(conn, "select parent_id from durable.workflows where name = 'pack'") == order.workflow_id
     assert value(conn, "select available from demo_psql.stock") == 2
     assert value(conn, "select count(*) from durable.workers where died_at is null") == 0
+    # It can be run again on the same database.
+    assert run_example().returncode == 0
 
 
 @pytest.mark.pg(15, 18)
