@@ -36,7 +36,9 @@ export class Context {
     return this.#leaving.signal;
   }
 
-  leave() {
+  /** Ends this run, for a reason if it is not the workflow's own doing. */
+  leave(reason) {
+    if (reason && !this.signal.aborted) console.error(`workflow ${this.workflowId}: stopped: ${reason}`);
     this.#leaving.abort();
     return never();
   }
@@ -151,7 +153,7 @@ export class Context {
         committed = true;
         return rows[0].output;
       } catch (error) {
-        if (!inBody && isNotOurs(error)) return this.leave();
+        if (!inBody && isNotOurs(error)) return this.leave(error.message);
         // Done already: the answer to a commit was lost.
         if (!inBody && error.code === "WF008") return this.#recall(step, { omitted: true });
         // Also a serialization failure and a deadlock are for another try.
@@ -197,7 +199,7 @@ export class Context {
     try {
       return await this.#worker.query(query, this.workflowId, this.lease, ...values);
     } catch (error) {
-      if (isNotOurs(error)) return this.leave();
+      if (isNotOurs(error)) return this.leave(error.message);
       throw error;
     }
   }

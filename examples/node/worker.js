@@ -183,8 +183,7 @@ export class Worker {
     const heartbeat = "select * from durable.heartbeat($1, $2, $3)";
     const { rows } = await client.query(heartbeat, [this.name, [...held.keys()], leases]);
     for (const { workflow_id: id, reason } of rows) {
-      console.error(`workflow ${id}: stopped: ${reason === "WF004" ? "cancelled" : "taken away, paused, or ended"}`);
-      held.get(id).leave();
+      held.get(id).leave(reason === "WF004" ? "it was cancelled" : "it was taken away, paused, or has ended");
     }
   }
 

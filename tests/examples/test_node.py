@@ -130,7 +130,8 @@ def test_a_cancelled_workflow_stops_in_the_middle_of_a_step_and_the_worker_goes_
     assert workflow(conn, first).status == "cancelled"
     assert "ship" not in steps(conn, first)
     assert worker.terminate() == 0
-    assert "stopped: cancelled" in worker.log()
+    assert f"workflow {first}: stopped: " in worker.log()
+    assert "was cancelled" in worker.log()
 
 
 @pytest.mark.pg(15)
