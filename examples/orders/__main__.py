@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 
 import click
 import psycopg
-from durable_client import EmbeddedPostgres
 
+from ..database import database
 from .display import Display
 from .intake import taking_orders
 from .orders_csv import ARTICLES, write_orders
-from .processes import Workers, durable_command, payment_service
+from .processes import Workers, payment_service
 
 HERE = Path(__file__).parent
 # When no order ended for so many seconds, something is wrong.
@@ -40,10 +38,7 @@ def main(orders: int, workers: int, kill_every: float, seed: int) -> None:
     DURABLE_DSN, on an embedded Postgres that is thrown away afterwards.
     """
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-orders-")))
-        dsn = os.environ.get("DURABLE_DSN") or stack.enter_context(EmbeddedPostgres(directory)).dsn
-        os.environ["DURABLE_DSN"] = dsn
-        subprocess.run([durable_command(), "install"], check=True)
+        dsn, directory = stack.enter_context(database("orders"))
         conn = stack.enter_context(psycopg.connect(dsn, autocommit=True))
         prepare(conn, orders)
         orders_csv = directory / "orders.csv"

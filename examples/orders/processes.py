@@ -10,9 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def durable_command() -> str:
-    return str(Path(sys.executable).with_name("durable"))
+from ..database import DURABLE
 
 
 @contextlib.contextmanager
@@ -47,7 +45,7 @@ class Workers:
             process.wait()
 
     def _start(self) -> None:
-        command = [durable_command(), "worker", "examples.orders.shop:app", "--concurrency", "50"]
+        command = [DURABLE, "worker", "examples.orders.shop:app", "--concurrency", "50"]
         with self._log.open("ab") as log:
             self._processes.append(subprocess.Popen(command, stdout=log, stderr=log))
 
