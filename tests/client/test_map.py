@@ -495,9 +495,12 @@ def test_a_map_that_the_code_gives_up_leaves_nothing_running_and_goes_on_with_wh
 @EACH
 def test_a_workflow_that_waits_beside_a_map_is_not_parked_between_two_items(app: Durable, plain: str) -> None:
     attempts: list[int] = []
+    begun, sent = threading.Event(), threading.Event()
 
     def read(n: int) -> int:
+        begun.set()
         time.sleep(0.02)
+        assert n < 7 or sent.wait(30)
         return n
 
     @app.workflow
@@ -508,14 +511,17 @@ def test_a_workflow_that_waits_beside_a_map_is_not_parked_between_two_items(app:
     @app.workflow
     def plain_run(ctx: Context) -> list[Any]:
         attempts.append(1)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(1) as pool:
             mapping = pool.submit(ctx.map, read, range(10), max_parallel=1)
-            return [mapping.result(), ctx.receive("stop")]
+            assert begun.wait(30)
+            stop = ctx.receive("stop")
+            return [mapping.result(), stop]
 
     handle = app.enqueue(plain + "run")
     with working(app):
-        until(lambda: completed(handle) == 5)
+        until(lambda: completed(handle) == 7)
         handle.send("stop", "now")
+        sent.set()
         assert handle.result(timeout=30) == [list(range(10)), "now"]
     assert len(attempts) == 1
 
