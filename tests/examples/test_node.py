@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -20,6 +21,12 @@ EXAMPLE = ROOT / "examples/node"
 STEPS = ["reserve", "sleep", "receive:payment", "run:pack", "run:pack/result", "approval", "ship"]
 
 
+@functools.cache
+def node() -> str:
+    """The program itself: the `node` that comes with a Python package starts it, and does not pass signals on."""
+    return subprocess.run(["node", "-p", "process.execPath"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 class Worker:
     """A process of orders.js."""
 
@@ -27,7 +34,7 @@ class Worker:
         self._log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                ["node", EXAMPLE / "orders.js"], env=os.environ | {"DURABLE_DSN": dsn}, stdout=output, stderr=output
+                [node(), EXAMPLE / "orders.js"], env=os.environ | {"DURABLE_DSN": dsn}, stdout=output, stderr=output
             )
 
     def terminate(self) -> int:
