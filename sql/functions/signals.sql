@@ -181,7 +181,9 @@ begin
   select array_agg(b.workflow_id order by b.workflow_id, b.seq), array_agg(b.seq order by b.workflow_id, b.seq) into v_ids, v_seqs
   from (
     select m.workflow_id, m.seq from durable.messages m
-    where v_mark.swept_id is null or (m.workflow_id, m.seq) > (v_mark.swept_id, v_mark.swept_seq)
+    -- One condition, with which the index begins at the mark in a generic plan, too.
+    where (m.workflow_id, m.seq)
+      > (coalesce(v_mark.swept_id, '00000000-0000-0000-0000-000000000000'), coalesce(v_mark.swept_seq, 0))
     order by m.workflow_id, m.seq limit v_batch) b;
   v_done := coalesce(cardinality(v_ids), 0);
   v_kept := array(
