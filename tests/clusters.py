@@ -7,6 +7,7 @@ Postgres, work for root (servers refuse to run as root) and for anyone else, and
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -76,11 +77,15 @@ class Installation:
         self._install_extension(prefix)
 
     def _install_extension(self, prefix: Path) -> None:
+        # Runs of the tests side by side do not write the same files at once.
+        (ROOT / "build").mkdir(exist_ok=True)
+        with (ROOT / "build/lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            run("make", "-C", str(ROOT), "all")
         pg_config = self.bin / "pg_config"
         if pg_config.exists():
             run("make", "-C", str(ROOT), "install", f"PG_CONFIG={pg_config}")
             return
-        run("make", "-C", str(ROOT), "all")
         extensions = prefix / "share/postgresql/extension"
         for file in [ROOT / "durable.control", *(ROOT / "build").glob("durable--*.sql")]:
             shutil.copy(file, extensions)

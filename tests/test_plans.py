@@ -102,7 +102,10 @@ def work(conn: Connection, turn: str) -> None:
     ask(conn, f"asking {turn}")
     join(conn, f"parents {turn}")
     schedule(conn, f"schedule {turn}")
-    call(conn, "tick")
+    # Once a minute a tick begins to sweep the mail.
+    conn.execute("update durable.wake_marks set sweep_at = now()")
+    for _ in range(3):
+        call(conn, "tick")
 
 
 def wait(conn: Connection, queue: str) -> None:
@@ -225,7 +228,7 @@ def test_hot_calls_read_only_their_own_rows(db: Database, size: int, analyzed_wh
         # Only tables that stay small, however much runs, may be read as a whole.
         if table.startswith((*TABLES, "finished_workflows", "checkpoints")):
             assert now.seq_tup_read - then.seq_tup_read <= 100, f"{table} was read as a whole"
-        assert now.idx_tup_read - then.idx_tup_read <= 1000, f"an index of {table} was read as a whole"
+        assert now.idx_tup_read - then.idx_tup_read <= 2000, f"an index of {table} was read as a whole"
 
 
 def plan(conn: Connection, query: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -138,10 +139,15 @@ def fail_one(conn: psycopg.Connection[Any], message: str = "the printer is on fi
 # Help.
 
 
+@functools.cache
+def help_of(*command: str) -> str:
+    return Cli(None).read(*command, "--help")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_listed_and_explained_with_an_example(command: str) -> None:
-    assert re.search(rf"^  {command}  ", Cli(None).read("--help"), re.MULTILINE)
-    text = Cli(None).read(command, "--help")
+    assert re.search(rf"^  {command}  ", help_of(), re.MULTILINE)
+    text = help_of(command)
     assert re.search(rf"Examples?:\n +durable {command}\b", text)
     options = set(re.findall(r"^  (?:-., )?(--[a-z-]+)", text, re.MULTILINE))
     assert options >= ({"--help"} if command == "dev" else {"--help", "--dsn"})
@@ -149,8 +155,8 @@ def test_every_command_is_listed_and_explained_with_an_example(command: str) -> 
 
 @pytest.mark.parametrize("command", SCHEDULE_COMMANDS)
 def test_every_command_for_schedules_is_listed_and_explained_with_an_example(command: str) -> None:
-    assert re.search(rf"^  {command}  ", Cli(None).read("schedule", "--help"), re.MULTILINE)
-    text = Cli(None).read("schedule", command, "--help")
+    assert re.search(rf"^  {command}  ", help_of("schedule"), re.MULTILINE)
+    text = help_of("schedule", command)
     assert re.search(rf"Examples?:\n +durable schedule {command}\b", text)
     assert {"--help", "--dsn", "--output"} <= set(re.findall(r"(--[a-z-]+)", text))
 
