@@ -37,8 +37,9 @@ def fill(conn: Connection, size: int) -> None:
         [size // 4],
     )
     conn.execute(
-        """select durable.request_approval(workflow_id, lease, 'fill ' || n, 'fill', 'team ' || n %% 10, expires => case n when 2 then interval '0' end)
-           from (select * from held offset %s) h, generate_series(1, 2) n""",
+        """select durable.request_approval(workflow_id, lease, 'fill ' || n, 'fill', 'team ' || n,
+             expires => case n when 3 then interval '0' end)
+           from (select * from held offset %s) h, generate_series(1, 3) n""",
         [size // 4],
     )
     conn.execute(
