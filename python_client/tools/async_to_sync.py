@@ -21,8 +21,6 @@ MODULES = {
 
 # In this order, on whole words.
 REPLACEMENTS = [
-    (r"Written by hand; the plain twin, ``(\w+)\.py``, is generated from it by ``tools/async_to_sync\.py``\.",
-     r"Generated from ``\1_async.py`` by ``tools/async_to_sync.py``; do not edit."),
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait contained\(step\.function\(conn, \*args, \*\*kwargs\)\)",
      "contained_call(lambda: step.function(conn, *args, **kwargs))"),
@@ -41,6 +39,9 @@ REPLACEMENTS = [
     (r"\b_(approval|child|invoke|transaction|client|context)_async\b", r"_\1"),
     (r"\b(invoke|configure)_async\b", r"\1"),
     (r"\brun_transaction_async\b", "run_transaction"),
+    # The last, for it names an asynchronous module.
+    (r"Written by hand; the plain twin, ``(\w+)\.py``, is generated from it by ``tools/async_to_sync\.py``\.",
+     r"Generated from ``\1_async.py`` by ``tools/async_to_sync.py``; do not edit."),
 ]  # fmt: skip
 
 

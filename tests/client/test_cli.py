@@ -446,6 +446,7 @@ def asked(conn: psycopg.Connection[Any], subject: str, assignee: str | None = No
     return str(approval_id)
 
 
+@EACH_END
 def test_approvals_gives_documented_fields_of_what_is_pending_the_newest_first(cli: Cli, db: Database) -> None:
     conn = db.connect()
     first, second, third = asked(conn, "first?", "ada"), asked(conn, "second?", "bob"), asked(conn, "third?", "ada")
@@ -476,6 +477,7 @@ def test_approvals_on_a_terminal_fit_it_and_keep_ids_whole(cli: Cli, db: Databas
     assert approval_id in lines[1]
 
 
+@EACH_END
 def test_decide_approves_or_rejects_once(cli: Cli, db: Database) -> None:
     conn = db.connect()
     first, second = asked(conn, "first?"), asked(conn, "second?")

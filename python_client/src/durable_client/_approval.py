@@ -1,6 +1,6 @@
 """An approval that a workflow has requested, as the workflow's code has it.
 
-Generated from ``_approval.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``_approval_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations

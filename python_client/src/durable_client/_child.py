@@ -1,6 +1,6 @@
 """A child of a workflow, as the workflow's code has it.
 
-Generated from ``_child.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``_child_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Enqueueing workflows and asking after them.
 
-Generated from ``_client.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``_client_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations

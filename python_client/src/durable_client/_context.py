@@ -1,6 +1,6 @@
 """What a workflow's code calls.
 
-Generated from ``_context.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``_context_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Transactional steps: the step's SQL and its checkpoint in one transaction.
 
-Generated from ``_transaction.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``_transaction_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations
