@@ -671,7 +671,7 @@ def test_a_worker_works_on_the_queues_it_is_given(start_worker: Any, journal: Jo
         ("no_such_module:app", "there is no module 'no_such_module'"),
         ("client.no_such_module:app", "there is no module 'client.no_such_module'"),
         ("client.programs:no_app", "Did you mean client.programs:app?"),
-        ("client.programs:json", "not Durable"),
+        ("client.programs:os", "not Durable"),
     ],
 )
 def test_an_app_that_is_not_there_is_reported_with_what_is_wrong(cli: Cli, name: str, complaint: str) -> None:
