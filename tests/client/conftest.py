@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from durable_client import Durable
 
 from client import programs
 from client.journal import Journal
+from client.proxy import Proxy
 from client.workers import Processes
 from clusters import Database
 
@@ -34,3 +37,14 @@ def processes(db: Database, journal: Journal, tmp_path: Path, monkeypatch: pytes
     yield processes
     processes.close()
     programs.app.close()
+
+
+@pytest.fixture
+def proxy(db: Database) -> Iterator[Proxy]:
+    """A way to the server of the test that can be disturbed."""
+    # The path of a socket is short.
+    with (
+        tempfile.TemporaryDirectory(prefix="proxy-") as directory,
+        contextlib.closing(Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))) as proxy,
+    ):
+        yield proxy

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from durable_client import (
     Context,
     Durable,
     Event,
-    Message,
     Retry,
     StepFailed,
     StepInterrupted,
-    Timer,
     WaitTimedOut,
     current_step,
 )  # fmt: skip
@@ -284,18 +281,6 @@ def plain_patient(ctx: Context, limit: str) -> str:
         ctx.step(mark_plain, "timed out")
         return "timed out"
     return "received"
-
-
-@app.workflow
-async def visiting(ctx: AsyncContext) -> list[Any]:
-    """Every kind of wait, one after the other."""
-    await ctx.step(mark, "begin")
-    await ctx.sleep_until(await ctx.now() + timedelta(milliseconds=100))
-    seen = [await ctx.receive("mail"), await ctx.receive("mail"), await ctx.wait_event("news")]
-    seen += await ctx.wait_all(Message("mail"), Event("news"))
-    met = await ctx.wait_any(Message("none"), Timer("100ms"))
-    await ctx.step(mark, "end")
-    return [*seen, met.index]
 
 
 @app.workflow

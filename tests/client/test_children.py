@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 from durable_client import (
     AsyncContext,
@@ -238,77 +235,7 @@ def test_28_a_cancelled_child_is_told_to_its_parent_and_takes_nobody_else_along(
         assert handle.result(timeout=30) == [0, "cancelled", 2]
 
 
-# A crash before and after each call
-
-
-@pytest.fixture
-def proxy(db: Database) -> Iterator[Proxy]:
-    # The path of a socket is short.
-    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
-        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
-        yield proxy
-        proxy.close()
-
-
-def through(proxy: Proxy, db: Database) -> str:
-    return db.dsn.replace(str(db.cluster.sockets), str(Path(proxy._listener.getsockname()).parent))
-
-
-@pytest.mark.pg(15)
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("function", ["claim", "start_children", "wait_many", "recheck_waits", "flush", "fail_many"])
-def test_27_a_crash_before_or_after_any_call_of_its_path_starts_no_child_twice_and_loses_no_end(
-    db: Database, proxy: Proxy, processes: Processes, journal: Journal, function: str, when: str
-) -> None:
-    conn = db.connect()
-    call(conn, "configure", "session_grace", "10 ms")
-
-    def run(crash_at: int | None) -> None:
-        handle = programs.app.enqueue("branching", "x")
-        proxy.calls.clear()
-        worker = processes.start(dsn=through(proxy, db), concurrency=4)
-        if crash_at is not None:
-            proxy.crash(function, crash_at, when, worker.kill)
-        until(lambda: not worker.running() or handle.status() in ("completed", "failed"))
-        second = None if worker.running() else processes.start(concurrency=4)
-        check(handle.result(timeout=60))
-        for process in (worker, second):
-            if process is not None and process.running():
-                process.kill()
-        children = "select count(*) from durable.workflows where parent_id = %s"
-        assert value(conn, children, handle.workflow_id) == 8
-        assert value(conn, "select count(*) from durable.live_workflows") == 0
-        assert value(conn, "select count(*) from durable.waits") == 0
-        assert value(conn, "select count(*) from durable.open_steps") == 0
-
-    run(None)
-    # Most claims are polls; those of one wake-up are like those of another.
-    calls = min(proxy.calls.count(function), 5)
-    assert calls > 0
-    for n in range(1, calls + 1):
-        run(n)
-
-
-@pytest.mark.pg(15)
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_28_a_cancel_whose_caller_dies_before_or_after_it_is_all_or_nothing(
-    db: Database, proxy: Proxy, processes: Processes, journal: Journal, when: str
-) -> None:
-    conn = db.connect()
-    journal.hold("r-leaf")
-    handle = programs.app.enqueue("root", "r")
-    processes.start()
-    journal.wait("mark", "r", "leaf")
-    caller = psycopg.connect(through(proxy, db), autocommit=True)
-    proxy.crash("cancel", 1, when, lambda: None)
-    with pytest.raises(psycopg.OperationalError):
-        caller.execute("select durable.cancel(%s)", [handle.workflow_id])
-    cancelled = value(conn, "select count(*) from durable.workflows where status = 'cancelled'")
-    assert cancelled == (3 if when == "after" else 0)
-    assert handle.cancel() == (when == "before")
-    journal.release("r-leaf")
-    assert value(conn, "select count(*) from durable.workflows where status = 'cancelled'") == 3
+# Answers that are lost
 
 
 @EACH
@@ -316,7 +243,7 @@ def test_28_a_cancel_whose_caller_dies_before_or_after_it_is_all_or_nothing(
 def test_06_after_a_lost_answer_there_are_no_more_children_than_were_started(
     app: Durable, db: Database, proxy: Proxy, statement: str, plain: str
 ) -> None:
-    lossy = Durable(through(proxy, db))
+    lossy = Durable(proxy.dsn(db.dsn))
 
     @lossy.workflow
     async def child(ctx: AsyncContext, n: int) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -32,19 +29,9 @@ pytestmark = pytest.mark.pg(15, 18)
 
 
 @pytest.fixture
-def proxy(db: Database) -> Iterator[Proxy]:
-    # The path of a socket is short.
-    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
-        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
-        yield proxy
-        proxy.close()
-
-
-@pytest.fixture
 def lossy(db: Database, proxy: Proxy) -> Durable:
     """An app whose worker goes through the proxy; ``app`` goes straight to the server."""
-    directory = Path(proxy._listener.getsockname()).parent
-    return Durable(db.dsn.replace(str(db.cluster.sockets), str(directory)))
+    return Durable(proxy.dsn(db.dsn))
 
 
 def declare(app: Durable, ran: list[Any]) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -35,7 +33,7 @@ from client.journal import Journal
 from client.proxy import Proxy
 from client.workers import Processes, working
 from clusters import Database
-from engine import NOBODY, Connection, call, rows, steps, value
+from engine import NOBODY, rows, steps, value
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -167,79 +165,7 @@ def test_26_a_timeout_of_a_wait_counts_from_its_first_call_by_the_database_s_clo
     assert due <= waited.completed_at < due + timedelta(seconds=3)
 
 
-# A crash before and after each call
-
-
-@pytest.fixture
-def proxy(db: Database) -> Iterator[Proxy]:
-    # The path of a socket is short.
-    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
-        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
-        yield proxy
-        proxy.close()
-
-
-def through(proxy: Proxy, db: Database) -> str:
-    return db.dsn.replace(str(db.cluster.sockets), str(Path(proxy._listener.getsockname()).parent))
-
-
-# Those that a workflow's way through its waits consists of; the others go by the clock.
-PATH = ("claim", "flush", "wait_many", "recheck_waits")
-
-
-def visit(conn: Connection, handle: Handle[Any], alive: Callable[[], None]) -> list[Any]:
-    """Sends what ``visiting`` waits for, each while it waits for it or before, and returns its result."""
-    handle.send("mail", "one")
-    sent = 1
-    while handle.status() not in ("completed", "failed"):
-        alive()
-        waiting = rows(conn, "select kind from durable.waits where workflow_id = %s", handle.workflow_id)
-        if ("message",) in waiting and len(waiting) == 1 and sent < 3:
-            sent += handle.send("mail", ["two", "three"][sent - 1])
-        elif ("event",) in waiting:
-            programs.app.emit("news", "hear")
-        time.sleep(0.005)
-    return list(handle.result(timeout=5))
-
-
-@pytest.mark.pg(15)
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("function", PATH)
-def test_a_crash_before_or_after_any_call_of_its_path_loses_and_repeats_nothing(
-    db: Database, proxy: Proxy, processes: Processes, journal: Journal, function: str, when: str
-) -> None:
-    conn = db.connect()
-    call(conn, "configure", "session_grace", "10 ms")
-
-    def run(crash_at: int | None) -> None:
-        handle = programs.app.enqueue(programs.visiting)
-        proxy.calls.clear()
-        worker = processes.start(dsn=through(proxy, db), concurrency=1)
-        if crash_at is not None:
-            proxy.crash(function, crash_at, when, worker.kill)
-
-        def alive() -> None:
-            nonlocal worker
-            if not worker.running():
-                worker = processes.start(concurrency=1)
-
-        assert visit(conn, handle, alive) == ["one", "two", "hear", "three", "hear", 1]
-        worker.kill()
-        received = rows(
-            conn, "select received_by from durable.messages where workflow_id = %s order by seq", handle.workflow_id
-        )
-        assert [row.received_by for row in received] == ["receive:mail", "receive:mail#2", "wait_all"]
-        assert value(conn, "select count(*) from durable.waits") == 0
-        assert value(conn, "select count(*) from durable.open_steps") == 0
-        conn.execute("truncate durable.events")
-
-    run(None)
-    # Most claims are polls; those of one wake-up are like those of another.
-    calls = min(proxy.calls.count(function), 6)
-    assert calls > 0
-    for n in range(1, calls + 1):
-        run(n)
+# Answers that are lost
 
 
 @EACH
@@ -249,7 +175,7 @@ def test_a_crash_before_or_after_any_call_of_its_path_loses_and_repeats_nothing(
 def test_06_after_a_lost_answer_nothing_is_received_twice_or_missed(
     db: Database, app: Durable, proxy: Proxy, statement: str, plain: str
 ) -> None:
-    lossy = Durable(through(proxy, db))
+    lossy = Durable(proxy.dsn(db.dsn))
 
     @lossy.workflow
     async def listen(ctx: AsyncContext) -> list[Any]:

@@ -25,11 +25,11 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def forks() -> ForkServerContext:
-    """Forks workers off a process that has imported their program, for that alone takes longer than most tests."""
+    """Forks workers off a process that has imported their programs, for that alone takes longer than most tests."""
     with pytest.MonkeyPatch.context() as patch:
         # That process does not take over the path of this one.
         patch.setenv("PYTHONPATH", str(TESTS))
-        forkserver.set_forkserver_preload(["client.programs"])
+        forkserver.set_forkserver_preload(["client.programs", "client.paths"])
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
