@@ -6,6 +6,7 @@ from threading import Event
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from psycopg import IsolationLevel
 
@@ -560,6 +561,100 @@ def test_a_cancel_that_waits_for_children_being_started_takes_them_along(db: Dat
     assert at_once(start_and_commit, cancel)[1]
     assert value(conn, "select count(*) from durable.live_workflows") == 0
     assert value(conn, "select count(*) from durable.finished_workflows where status = 'cancelled'") == 6
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_28_a_cancellation_of_a_parent_waits_for_the_end_of_its_last_child_and_is_final(
+    db: Database, commits: bool
+) -> None:
+    conn, ending, other = db.connect(), db.connect(autocommit=False), db.connect()
+    held, first = parked(conn, 1)
+    complete(ending, claim_one(conn))
+
+    def end_when_awaited() -> None:
+        # Its commit finds the parent held by the cancellation, and must neither wait for it nor fail.
+        wait_until_blocked(conn, other)
+        if commits:
+            ending.commit()
+        else:
+            ending.rollback()
+
+    assert at_once(end_when_awaited, lambda: call(other, "cancel", held.workflow_id)[0].cancel)[1]
+    assert status(conn, held) == "cancelled"
+    assert workflow(conn, first).status == ("completed" if commits else "cancelled")
+    call(conn, "tick")
+    assert claim(conn, "boss", 1, ["parents"]) == []
+    assert notes(conn) == 0
+    assert value(conn, "select count(*) from durable.waits") == 0
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_28_the_last_child_that_ends_while_its_parent_is_cancelled_is_cancelled_or_wakes_it(
+    db: Database, commits: bool
+) -> None:
+    conn, cancelling, other = db.connect(), db.connect(autocommit=False), db.connect()
+    held, first = parked(conn, 1)
+    child = claim_one(conn)
+    call(cancelling, "cancel", held.workflow_id)
+
+    def decide_when_awaited() -> None:
+        wait_until_blocked(conn, other)
+        if commits:
+            cancelling.commit()
+        else:
+            cancelling.rollback()
+
+    def end() -> str | None:
+        try:
+            call(other, "complete", child.workflow_id, child.lease, child.input)
+        except psycopg.Error as error:
+            return error.sqlstate
+        return "ok"
+
+    assert at_once(decide_when_awaited, end)[1] == ("WF004" if commits else "ok")
+    call(conn, "tick")
+    if commits:
+        assert {status(conn, held), workflow(conn, first).status} == {"cancelled"}
+    else:
+        assert wait(conn, claim_one(conn, "boss", ["parents"]), first)[0] == "ok"
+    assert notes(conn) == 0
+
+
+def test_a_cancellation_that_is_rolled_back_after_the_last_child_ended_loses_no_wake_up(db: Database) -> None:
+    conn, ending, cancelling = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
+    held, first = parked(conn, 1)
+    complete(ending, claim_one(conn))
+
+    def end_when_awaited() -> None:
+        wait_until_blocked(conn, cancelling)
+        ending.commit()
+
+    assert at_once(end_when_awaited, lambda: call(cancelling, "cancel", held.workflow_id)[0].cancel)[1]
+    assert status(conn, held) == "waiting"
+    cancelling.rollback()
+    call(conn, "tick")
+    assert wait(conn, claim_one(conn, "boss", ["parents"]), first)[0] == "ok"
+    assert notes(conn) == 0
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_26_a_timeout_that_wakes_a_parent_while_its_last_child_ends_finds_the_end(db: Database, commits: bool) -> None:
+    conn, ticker = db.connect(), db.connect(autocommit=False)
+    held = parent(conn)
+    first = start(conn, held, 1)
+    assert wait(conn, held, first, timeout="1 hour") == ("parked", None)
+    conn.execute("update durable.live_workflows set wake_at = clock_timestamp() where wake_at is not null")
+    conn.execute("update durable.open_steps set wait_until = wait_until - interval '1 day'")
+    assert value(ticker, "select durable.tick()")["woken"] == 1
+    complete(conn, claim_one(conn))
+    if commits:
+        ticker.commit()
+    else:
+        ticker.rollback()
+        call(conn, "tick")
+    assert wait(conn, claim_one(conn, "boss", ["parents"]), first, timeout="1 hour")[0] == "ok"
+    call(conn, "tick")
+    assert notes(conn) == 0
 
 
 def test_workflows_without_a_parent_leave_no_trace_of_their_end(db: Database) -> None:

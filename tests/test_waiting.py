@@ -21,6 +21,7 @@ from engine import (
     rows,
     steps,
     value,
+    wait_until_blocked,
     workflow,
 )  # fmt: skip
 
@@ -71,9 +72,14 @@ def wake_early(conn: Connection) -> None:
     conn.execute("update durable.live_workflows set wake_at = clock_timestamp() where wake_at is not null")
 
 
-def pass_time(conn: Connection) -> None:
+def expire(conn: Connection) -> None:
+    """Lets the time of every wait have passed; the next tick wakes those that wait."""
     wake_early(conn)
     conn.execute("update durable.open_steps set wait_until = wait_until - interval '1 day'")
+
+
+def pass_time(conn: Connection) -> None:
+    expire(conn)
     call(conn, "tick")
 
 
@@ -764,3 +770,130 @@ def test_workflows_that_never_wait_do_not_touch_what_waiting_needs(db: Database)
     call(conn, "fail", ids[0], leases[ids[0]], {"message": "no"})
     call(conn, "complete_many", ids[1:], [leases[i] for i in ids[1:]], [{}] * 4)
     assert touched() == before
+
+# Each order of a timeout and what it waits for
+
+
+@BOTH
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_a_fact_that_wakes_before_the_timeout_does_stands_once_it_is_committed(
+    db: Database, conditions: str, commits: bool
+) -> None:
+    conn, sender = db.connect(), db.connect(autocommit=False)
+    held = parked(conn, conditions, timeout="1 hour")
+    fact(sender, held, conditions)
+    expire(conn)
+    # What a commit does first; it then holds the row, and the timeout passes it over.
+    sender.execute("set constraints all immediate")
+    assert value(conn, "select durable.tick()")["woken"] == 0
+    if commits:
+        sender.commit()
+        seen_in_the_end(conn, held, conditions)
+    else:
+        sender.rollback()
+        assert value(conn, "select durable.tick()")["woken"] == 1
+        assert wait(conn, claim_one(conn), "s", conditions) == ("timeout", {"timed_out": True})
+    assert waits(conn) == 0
+
+
+@BOTH
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_a_fact_that_comes_while_the_timeout_wakes_is_seen_by_who_was_woken(
+    db: Database, conditions: str, commits: bool
+) -> None:
+    conn, ticker = db.connect(), db.connect(autocommit=False)
+    held = parked(conn, conditions, timeout="1 hour")
+    expire(conn)
+    assert value(ticker, "select durable.tick()")["woken"] == 1
+    conn.execute("set statement_timeout = '5s'")
+    fact(conn, held, conditions)
+    if commits:
+        ticker.commit()
+    else:
+        ticker.rollback()
+        assert status(conn, held) == "waiting"
+        call(conn, "tick")
+    # It has come by the time at which the workflow looks, and that is what counts.
+    seen_in_the_end(conn, held, conditions)
+    assert waits(conn) == 0
+
+
+@BOTH
+@pytest.mark.parametrize("first", ["the timeout", "the fact"])
+def test_a_timeout_that_was_stored_before_the_fact_was_committed_stands(
+    db: Database, conditions: str, first: str
+) -> None:
+    conn, worker, sender = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
+    held = parked(conn, conditions, timeout="1 hour")
+    expire(conn)
+    call(conn, "tick")
+    held = claim_one(conn)
+    fact(sender, held, conditions)
+    assert wait(worker, held, "s", conditions) == ("timeout", {"timed_out": True})
+    for one in (worker, sender) if first == "the timeout" else (sender, worker):
+        one.commit()
+    assert wait(conn, held, "s", conditions) == ("exists", {"timed_out": True})
+    # What came is there for the next wait.
+    assert wait(conn, held, "s#2", conditions) == message("fact")
+
+
+# Each order of a cancellation and what happens to the workflow meanwhile
+
+
+@BOTH
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_a_fact_does_not_wait_for_a_cancellation_of_its_waiter_nor_bring_it_back(
+    db: Database, conditions: str, commits: bool
+) -> None:
+    conn, other = db.connect(), db.connect(autocommit=False)
+    held = parked(conn, conditions)
+    call(other, "cancel", held.workflow_id)
+    conn.execute("set statement_timeout = '5s'")
+    fact(conn, held, conditions)
+    if commits:
+        other.commit()
+        call(conn, "tick")
+        assert status(conn, held) == "cancelled"
+    else:
+        other.rollback()
+        call(conn, "tick")
+        seen_in_the_end(conn, held, conditions)
+    assert waits(conn) == value(conn, "select count(*) from durable.late_wakes") == 0
+
+
+@BOTH
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_a_cancellation_of_a_workflow_that_is_being_woken_waits_and_ends_it(
+    db: Database, conditions: str, commits: bool
+) -> None:
+    conn, sender, other = db.connect(), db.connect(autocommit=False), db.connect()
+    held = parked(conn, conditions)
+    fact(sender, held, conditions)
+    sender.execute("set constraints all immediate")
+
+    def commit_when_awaited() -> None:
+        wait_until_blocked(conn, other)
+        if commits:
+            sender.commit()
+        else:
+            sender.rollback()
+
+    assert at_once(commit_when_awaited, lambda: call(other, "cancel", held.workflow_id))[1] == [(True,)]
+    assert status(conn, held) == "cancelled"
+    call(conn, "tick")
+    assert claim(conn) == []
+    assert waits(conn) == 0
+
+
+def test_a_cancellation_waits_for_a_workflow_that_parks_and_leaves_no_wait(db: Database) -> None:
+    conn, waiter, other = db.connect(), db.connect(autocommit=False), db.connect()
+    held = start(conn)
+    assert wait(waiter, held, "s", EVENT, timeout="1 hour") == ("parked", None)
+
+    def commit_when_awaited() -> None:
+        wait_until_blocked(conn, other)
+        waiter.commit()
+
+    assert at_once(commit_when_awaited, lambda: call(other, "cancel", held.workflow_id))[1] == [(True,)]
+    assert status(conn, held) == "cancelled"
+    assert waits(conn) == value(conn, "select count(*) from durable.open_steps") == 0
