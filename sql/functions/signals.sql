@@ -72,6 +72,10 @@ begin
     return exists (select from durable.events e where e.event = subject);
   elsif kind = 'children' then
     return durable._unfinished_child(subject::uuid) is null;
+  elsif kind = 'approval' then
+    return exists (
+      select from durable.approval_requests r
+      where r.workflow_id = _has_come.workflow_id and r.step_name = subject and (r.decision is not null or r.expired));
   end if;
   return exists (
     select from durable.messages m
@@ -91,6 +95,7 @@ declare
   v_running xid8[] := array(select x from pg_snapshot_xip(v_last) as x);
   v_receivers uuid[];
   v_events text[];
+  v_askers uuid[];
   v_ended_xids xid8[];
   v_ended_seqs bigint[];
   v_parents uuid[];
@@ -110,6 +115,10 @@ begin
     select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
     union all
     select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
+  v_askers := array(
+    select r.workflow_id from durable.approval_requests r where r.xid >= v_from and r.xid < v_until
+    union all
+    select r.workflow_id from durable.approval_requests r where r.xid = any(v_running) and r.xid < v_from);
   select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
   from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
   -- Arrays and no joins, which might be made by reading all waits.
@@ -124,6 +133,9 @@ begin
     where w.workflow_id = any(v_receivers) and w.kind = 'message' and durable._has_come('message', w.subject, w.workflow_id)
     union
     select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = any(v_events)
+    union
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(v_askers) and w.kind = 'approval' and durable._has_come('approval', w.subject, w.workflow_id)
     union
     select w.workflow_id from durable.waits w
     where w.workflow_id = any(v_parents) and w.kind = 'children' and durable._has_come('children', w.subject, w.workflow_id)
