@@ -424,6 +424,42 @@ def check_timing_out(result: Result) -> None:
     assert set(result.effects(workflow_id)) == {"note", "note#2"}
 
 
+# Approvals
+
+
+@app.workflow
+async def asking(ctx: AsyncContext) -> list[Any]:
+    paid = await ctx.approval("pay?", assignee="finance", form={"cents": 1}, expires="1 day")
+    await ctx.step(note, paid.decision)
+    late = await ctx.approval("within 300 ms?", expires="300ms")
+    request = await ctx.request_approval("and this?")
+    met = await ctx.wait_any(Message("never"), request)
+    return [paid.decision, paid.by, late.expired, met.index, met.value.decision]
+
+
+def drive_asking(driver: Driver) -> None:
+    handle = driver.enqueue(asking)
+    for step in ("approval", "approval#3"):
+        find = """select r.approval_id, r.decision is not null from durable.approval_requests r
+                  where r.workflow_id = %s and r.step_name = %s"""
+        straight.until(f"select exists ({find})", handle.workflow_id, step)
+        ((approval_id, decided),) = straight.rows(find, handle.workflow_id, step)
+        if not decided:
+            driver.until_parked()
+        assert app.decide(approval_id, "approved", by="ada") == (not decided)
+    driver.finish(handle)
+
+
+def check_asking(result: Result) -> None:
+    workflow_id = result.id("asking")
+    assert result.ended("asking") == ("completed", ["approved", "ada", True, 1, "approved"])
+    asked = result.rows(
+        "select step_name, state::text from durable.approvals where workflow_id = %s order by approval_id", workflow_id
+    )
+    assert asked == [("approval", "decided"), ("approval#2", "expired"), ("approval#3", "decided")]
+    assert set(result.effects(workflow_id)) == {"note"}
+
+
 # 27
 
 
@@ -759,6 +795,7 @@ _PATHS = [
     Path("receiving", drive_receiving, check_receiving),
     Path("hearing", drive_hearing, check_hearing),
     Path("timing_out", drive_timing_out, check_timing_out),
+    Path("asking", drive_asking, check_asking),
     Path("branching", drive_branching, check_branching),
     Path("cancelling", drive_cancelling, check_cancelling),
     Path("retrying", drive_retrying, check_retrying),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -31,7 +29,7 @@ from client.journal import Journal
 from client.proxy import Proxy
 from client.workers import OnceMore, Processes, replayed, working
 from clusters import Database
-from engine import NOBODY, call, rows, value
+from engine import NOBODY, rows, value
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -87,76 +85,7 @@ def test_an_approval_holds_no_worker_and_survives_crashes_before_and_after_the_d
     assert [record.state for record in app.approvals(state=None)] == ["decided"] * 2
 
 
-# A crash before and after each call
-
-
-@pytest.fixture
-def proxy(db: Database) -> Iterator[Proxy]:
-    # The path of a socket is short.
-    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
-        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
-        yield proxy
-        proxy.close()
-
-
-def through(proxy: Proxy, db: Database) -> str:
-    return db.dsn.replace(str(db.cluster.sockets), str(Path(proxy._listener.getsockname()).parent))
-
-
-@pytest.mark.pg(15)
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("function", ["claim", "flush", "request_approval", "wait_many", "recheck_waits"])
-def test_a_crash_before_or_after_any_call_of_its_path_asks_nobody_twice_and_loses_no_decision(
-    db: Database, proxy: Proxy, processes: Processes, journal: Journal, function: str, when: str
-) -> None:
-    conn = db.connect()
-    call(conn, "configure", "session_grace", "10 ms")
-
-    def run(crash_at: int | None) -> None:
-        handle = programs.app.enqueue("approving", "x")
-        proxy.calls.clear()
-        worker = processes.start(dsn=through(proxy, db), concurrency=1)
-        if crash_at is not None:
-            proxy.crash(function, crash_at, when, worker.kill)
-        while handle.status() not in ("completed", "failed"):
-            if not worker.running():
-                worker = processes.start(concurrency=1)
-            for record in programs.app.approvals():
-                programs.app.decide(record.approval_id, "approved", by="ada")
-            time.sleep(0.005)
-        worker.kill()
-        assert handle.result(timeout=60) == ["approved", "ada", None, 1, "approved"]
-        assert value(conn, "select count(*) from durable.approvals where workflow_id = %s", handle.workflow_id) == 2
-        assert value(conn, "select count(*) from durable.waits") == 0
-        assert value(conn, "select count(*) from durable.open_steps") == 0
-
-    run(None)
-    # Most claims are polls; those of one wake-up are like those of another.
-    calls = min(proxy.calls.count(function), 5)
-    assert calls > 0
-    for n in range(1, calls + 1):
-        run(n)
-
-
-@pytest.mark.pg(15)
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_decision_whose_caller_dies_before_or_after_it_is_all_or_nothing_and_can_be_repeated(
-    db: Database, app: Durable, proxy: Proxy, when: str
-) -> None:
-    @app.workflow
-    async def ask(ctx: AsyncContext) -> Any:
-        return (await ctx.approval("may I?")).by
-
-    handle = app.enqueue(ask)
-    with working(app):
-        (record,) = asked(app)
-        person = psycopg.connect(through(proxy, db), autocommit=True)
-        proxy.crash("decide", 1, when, lambda: None)
-        with pytest.raises(psycopg.OperationalError):
-            person.execute("select durable.decide(%s, 'approved', 'ada')", [record.approval_id])
-        assert app.decide(record.approval_id, "approved", by="ada again") == (when == "before")
-        assert handle.result(timeout=30) == ("ada again" if when == "before" else "ada")
+# Answers that are lost
 
 
 @EACH
@@ -164,7 +93,7 @@ def test_a_decision_whose_caller_dies_before_or_after_it_is_all_or_nothing_and_c
 def test_06_after_a_lost_answer_nobody_is_asked_twice(
     db: Database, app: Durable, proxy: Proxy, statement: str, plain: str
 ) -> None:
-    lossy = Durable(through(proxy, db))
+    lossy = Durable(proxy.dsn(db.dsn))
 
     @lossy.workflow
     async def ask(ctx: AsyncContext) -> list[bool]:
@@ -187,7 +116,7 @@ def test_06_after_a_lost_answer_nobody_is_asked_twice(
 def test_a_workflow_that_is_woken_by_a_decision_makes_the_request_no_second_time(
     db: Database, app: Durable, proxy: Proxy
 ) -> None:
-    through_proxy = Durable(through(proxy, db))
+    through_proxy = Durable(proxy.dsn(db.dsn))
 
     @through_proxy.workflow
     async def ask(ctx: AsyncContext) -> bool:
