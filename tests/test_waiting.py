@@ -554,11 +554,16 @@ def ready(conn: Connection, conditions: str) -> Any:
     return held
 
 
+def come(waited: tuple[str, Any], conditions: str) -> Any:
+    """What a wait that is over ended with."""
+    outcome, output = waited
+    assert (outcome, output["index"]) == ("ok", 0)
+    return output["value"]["decision"] if conditions == APPROVAL else output["value"]
+
+
 def seen_in_the_end(conn: Connection, held: Any, conditions: str) -> None:
     assert status(conn, held) == "pending"
-    outcome, output = wait(conn, claim_one(conn), "s", conditions)
-    come = output["value"]["decision"] if conditions == APPROVAL else output["value"]
-    assert (outcome, output["index"], come) == ("ok", 0, "fact")
+    assert come(wait(conn, claim_one(conn), "s", conditions), conditions) == "fact"
 
 
 EACH = pytest.mark.parametrize("conditions", [MESSAGE, EVENT, APPROVAL], ids=["message", "event", "approval"])
@@ -771,16 +776,23 @@ def test_workflows_that_never_wait_do_not_touch_what_waiting_needs(db: Database)
     call(conn, "complete_many", ids[1:], [leases[i] for i in ids[1:]], [{}] * 4)
     assert touched() == before
 
+
 # Each order of a timeout and what it waits for
 
 
-@BOTH
+def kept_waiting(conn: Connection, conditions: str, **named: Any) -> Any:
+    held = ready(conn, conditions)
+    assert wait(conn, held, "s", conditions, **named) == ("parked", None)
+    return held
+
+
+@EACH
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 def test_a_fact_that_wakes_before_the_timeout_does_stands_once_it_is_committed(
     db: Database, conditions: str, commits: bool
 ) -> None:
     conn, sender = db.connect(), db.connect(autocommit=False)
-    held = parked(conn, conditions, timeout="1 hour")
+    held = kept_waiting(conn, conditions, timeout="1 hour")
     fact(sender, held, conditions)
     expire(conn)
     # What a commit does first; it then holds the row, and the timeout passes it over.
@@ -796,13 +808,13 @@ def test_a_fact_that_wakes_before_the_timeout_does_stands_once_it_is_committed(
     assert waits(conn) == 0
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 def test_a_fact_that_comes_while_the_timeout_wakes_is_seen_by_who_was_woken(
     db: Database, conditions: str, commits: bool
 ) -> None:
     conn, ticker = db.connect(), db.connect(autocommit=False)
-    held = parked(conn, conditions, timeout="1 hour")
+    held = kept_waiting(conn, conditions, timeout="1 hour")
     expire(conn)
     assert value(ticker, "select durable.tick()")["woken"] == 1
     conn.execute("set statement_timeout = '5s'")
@@ -818,13 +830,13 @@ def test_a_fact_that_comes_while_the_timeout_wakes_is_seen_by_who_was_woken(
     assert waits(conn) == 0
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("first", ["the timeout", "the fact"])
 def test_a_timeout_that_was_stored_before_the_fact_was_committed_stands(
     db: Database, conditions: str, first: str
 ) -> None:
     conn, worker, sender = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
-    held = parked(conn, conditions, timeout="1 hour")
+    held = kept_waiting(conn, conditions, timeout="1 hour")
     expire(conn)
     call(conn, "tick")
     held = claim_one(conn)
@@ -834,19 +846,19 @@ def test_a_timeout_that_was_stored_before_the_fact_was_committed_stands(
         one.commit()
     assert wait(conn, held, "s", conditions) == ("exists", {"timed_out": True})
     # What came is there for the next wait.
-    assert wait(conn, held, "s#2", conditions) == message("fact")
+    assert come(wait(conn, held, "s#2", conditions), conditions) == "fact"
 
 
 # Each order of a cancellation and what happens to the workflow meanwhile
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 def test_a_fact_does_not_wait_for_a_cancellation_of_its_waiter_nor_bring_it_back(
     db: Database, conditions: str, commits: bool
 ) -> None:
     conn, other = db.connect(), db.connect(autocommit=False)
-    held = parked(conn, conditions)
+    held = kept_waiting(conn, conditions)
     call(other, "cancel", held.workflow_id)
     conn.execute("set statement_timeout = '5s'")
     fact(conn, held, conditions)
@@ -861,13 +873,13 @@ def test_a_fact_does_not_wait_for_a_cancellation_of_its_waiter_nor_bring_it_back
     assert waits(conn) == value(conn, "select count(*) from durable.late_wakes") == 0
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
 def test_a_cancellation_of_a_workflow_that_is_being_woken_waits_and_ends_it(
     db: Database, conditions: str, commits: bool
 ) -> None:
     conn, sender, other = db.connect(), db.connect(autocommit=False), db.connect()
-    held = parked(conn, conditions)
+    held = kept_waiting(conn, conditions)
     fact(sender, held, conditions)
     sender.execute("set constraints all immediate")
 
