@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from clusters import Database
+from clusters import Cluster, Database
 from engine import Connection, call, claim, enqueue, rows, value
 
 TABLES = (
@@ -270,6 +271,17 @@ def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Datab
     assert scan["Plan Rows"] < 100
 
 
+@pytest.fixture(scope="module")
+def filled(cluster: Cluster) -> Iterator[Database]:
+    """A database for questions that change nothing."""
+    database = cluster.create_database()
+    conn = database.connect()
+    fill(conn, 4000)
+    conn.execute("analyze")
+    yield database
+    database.drop()
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -289,10 +301,8 @@ def test_the_failed_steps_of_the_last_month_are_found_through_an_index(db: Datab
         "select * from durable.approvals where assignee = 'ada' order by approval_id desc limit 50",
     ],
 )
-def test_the_usual_questions_of_users_are_answered_through_indexes(db: Database, query: str) -> None:
-    conn = db.connect()
-    fill(conn, 4000)
-    conn.execute("analyze")
+def test_the_usual_questions_of_users_are_answered_through_indexes(filled: Database, query: str) -> None:
+    conn = filled.connect()
     workflow_id = value(conn, "select workflow_id from durable.finished_workflows limit 1")
     scans = [node for node in plan(conn, query.format(id=workflow_id)) if node["Node Type"] == "Seq Scan"]
     large = [
