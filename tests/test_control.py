@@ -451,6 +451,65 @@ def test_a_continuation_sent_again_starts_nothing_and_a_stale_one_is_refused(db:
     assert [len(each) for each in snapshot(conn)] == [len(each) for each in before]
 
 
+def test_messages_that_were_not_received_go_over_to_the_next_run(db: Database) -> None:
+    conn = db.connect()
+    held = start(conn)
+    for n in range(3):
+        call(conn, "send", held[0], "t", {"n": n}, f"k{n}")
+    rows(conn, "select * from durable.wait(%s, %s, 'first', '[{\"message\": \"t\"}]')", *held)
+    late = db.connect(autocommit=False)
+    call(late, "send", held[0], "t", {"n": 3}, "k3")
+    ((second,),) = call(conn, "continue_as_new", *held, {})
+    late.commit()
+    assert call(conn, "send", held[0], "t", {"n": 4}, "k4")[0].send
+    # What was sent before, and is sent again.
+    assert not call(conn, "send", held[0], "t", {"n": 0}, "k0")[0].send
+    assert not call(conn, "send", held[0], "t", {"n": 1}, "k1")[0].send
+    call(conn, "tick")
+    lease = claim_one(conn).lease
+    received = [
+        rows(conn, 'select output from durable.wait(%s, %s, %s, \'[{"message": "t"}]\')', second, lease, f"r{n}")[
+            0
+        ].output
+        for n in range(4)
+    ]
+    assert [output["value"] for output in received] == [{"n": n} for n in (1, 2, 3, 4)]
+
+
+def test_a_message_that_comes_while_a_run_is_continued_wakes_the_next_one(db: Database) -> None:
+    conn = db.connect()
+    held = start(conn)
+    late = db.connect(autocommit=False)
+    call(late, "send", held[0], "t", {"n": 1})
+    ((second,),) = call(conn, "continue_as_new", *held, {})
+    lease = claim_one(conn).lease
+    rows(conn, "select * from durable.wait(%s, %s, 'r', '[{\"message\": \"t\"}]')", second, lease)
+    assert workflow(conn, second).status == "waiting"
+    late.commit()
+    for _ in range(2):
+        call(conn, "tick")
+    assert claim_one(conn).workflow_id == second
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_the_id_of_the_first_run_steers_the_last_one(db: Database, runs: int) -> None:
+    conn = db.connect()
+    first = last = start(conn)
+    for _ in range(runs):
+        call(conn, "continue_as_new", *last, {})
+        claimed = claim_one(conn)
+        last = claimed.workflow_id, claimed.lease
+    assert value(conn, "select durable.pause(%s, 'a moment')", first[0])
+    assert workflow(conn, last[0]).pause_reason == "a moment"
+    assert value(conn, "select durable.resume(%s)", first[0])
+    assert value(conn, "select durable.cancel(%s)", first[0])
+    assert workflow(conn, last[0]).status == "cancelled"
+    assert not value(conn, "select durable.cancel(%s)", first[0])
+    with refused("WF013") as info:
+        call(conn, "send", first[0], "t")
+    assert str(last[0]) in str(info.value)
+
+
 # Published state
 
 

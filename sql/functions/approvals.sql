@@ -122,7 +122,7 @@ begin
     perform durable._raise('WF001', format('approval %s not found', coalesce(approval_id::text, 'NULL')),
       'No approval with this id is stored.',
       'Check the id and the database. Approvals are removed with the history of their workflow: see the setting retention.');
-  elsif v_request.decision = decision and v_request.data is not distinct from data then
+  elsif v_request.decision = decision and (data is null or v_request.data is not distinct from data) then
     return false;
   end if;
   v_request.decided_at := clock_timestamp();
@@ -132,9 +132,10 @@ begin
     when not exists (select from durable.live_workflows l where l.workflow_id = v_request.workflow_id) then
       format('is withdrawn: workflow %s has ended (%s)', v_request.workflow_id, durable.status(v_request.workflow_id)) end;
   if v_why is not null then
-    perform durable._raise('WF015', format('approval %s %s', approval_id, v_why), 'Nothing was changed.',
-      'The first decision stands. What comes after an expiry is the workflow''s to say; durable.retry() of a failed or cancelled '
-      'workflow opens what it withdrew.');
+    perform durable._raise('WF015', format('approval %s %s', approval_id, v_why), 'Nothing was changed.', case
+      when v_request.decision is not null then 'The first decision stands; the same one again must come with the same data, or none.'
+      when v_why = 'has expired' then 'What comes after an expiry is the workflow''s to say.'
+      else 'durable.retry() of a failed or cancelled workflow opens what it withdrew.' end);
   end if;
   v_request.decision := decision;
   v_request.decided_by := coalesce(by, session_user);
@@ -151,7 +152,7 @@ $$;
 comment on function durable.decide(uuid, text, text, text, jsonb) is
   'Decides an approval, in the caller''s transaction, and its workflow goes on: approved, rejected, or another word that the '
   'workflow knows. by is who decides (null for the name of the session''s role), data what the decision comes with, the values of a '
-  'form for example. The first decision stands. The same one again, by whomever, changes nothing and returns false. '
+  'form for example. The first decision stands. The same one again, by whomever, without data or with the same, changes nothing and returns false. '
   'Errors: WF001 approval not found, WF005 invalid argument, WF006 data too large, WF015 decided otherwise, expired or withdrawn.';
 
 create function durable._wake_asker()

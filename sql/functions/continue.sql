@@ -35,6 +35,9 @@ begin
   -- The key stands for what runs: were it left behind, retention would free it while the workflow goes on.
   update durable.workflow_keys k set workflow_id = v_next
   where k.key = v_row.key and k.workflow_id = continue_as_new.workflow_id;
+  -- What was sent and not received is for the next run. The tick brings what is committed after this has looked.
+  update durable.messages m set workflow_id = v_next, xid = pg_current_xact_id()
+  where m.workflow_id = continue_as_new.workflow_id and m.received_by is null;
   perform durable._ring(v_row.queue, 1);
   return v_next;
 end
@@ -42,6 +45,6 @@ $$;
 comment on function durable.continue_as_new(uuid, bigint, jsonb) is
   'Ends a run as completed and starts the next one with another input and no steps, both or neither, so that a workflow without '
   'an end does not gather steps without end. Name, queue, priority, tags, attempts and timeout are those of this run, and the '
-  'key goes over to the next. Returns its id; continued_from and continued_as in durable.workflows link the two, and '
-  'durable.result() of this run is the result of the last one. Sending it again is harmless. '
+  'key and the messages that were not received go over to the next; what is asked of people is withdrawn. Returns its id; continued_from and continued_as in durable.workflows link the two, and '
+  'durable.result() of this run is the result of the last one, which durable.send(), cancel(), pause() and resume() go to, too. Sending it again is harmless. '
   'Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 it is a child, WF006 input too large.';

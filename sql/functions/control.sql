@@ -1,12 +1,32 @@
+-- The run that a workflow has come to by continuing as new ones; itself, when it has not.
+create function durable._last_run(workflow_id uuid)
+returns uuid language plpgsql stable as $$
+declare
+  v_last uuid := workflow_id;
+  v_next uuid := workflow_id;
+begin
+  while v_next is not null loop
+    v_last := v_next;
+    v_next := (select f.continued_as from durable.finished_workflows f where f.workflow_id = v_last);
+  end loop;
+  return v_last;
+end
+$$;
+
 create function durable.cancel(workflow_id uuid, reason text default null)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$
 #variable_conflict use_variable
 declare
   v_ids uuid[] := durable._lock_family(workflow_id);
+  v_last uuid;
   v_workers integer[];
 begin
   if cardinality(v_ids) = 0 then
+    v_last := durable._last_run(workflow_id);
+    if v_last <> workflow_id then
+      return durable.cancel(v_last, reason);
+    end if;
     if not exists (select from durable.finished_workflows f where f.workflow_id = cancel.workflow_id) then
       perform durable._raise_not_found(workflow_id);
     end if;
@@ -25,7 +45,7 @@ end
 $$;
 comment on function durable.cancel(uuid, text) is
   'Ends a workflow as cancelled, in the caller''s transaction, whatever it is doing, and with it its children and theirs; false '
-  'when it had already ended. Workers that run them are told at once, and none of their reports is accepted any more. '
+  'when it had already ended. Of one that was continued as a new run, the last run is cancelled. Workers that run them are told at once, and none of their reports is accepted any more. '
   'Errors: WF001 workflow not found.';
 
 -- Takes a workflow out of the line or from its worker, with a lease only if that still owns it; null when there is none such.
@@ -59,8 +79,13 @@ returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_paused boolean := durable._pause(workflow_id, null, reason);
+  v_last uuid;
 begin
   if v_paused is null then
+    v_last := durable._last_run(workflow_id);
+    if v_last <> workflow_id then
+      return durable.pause(v_last, reason);
+    end if;
     perform durable.status(workflow_id);
   end if;
   return coalesce(v_paused, false);
@@ -71,19 +96,24 @@ comment on function durable.pause(uuid, text) is
   'paused_at and pause_reason show in durable.workflows. One that runs is taken from its worker, which is told at once and none '
   'of whose reports is accepted any more; it becomes pending, and the step that was under way runs again after the pause (one '
   'that runs at most once is reported as interrupted). What it waits for, a time for example, is noticed during the pause and '
-  'takes effect after it. Its timeout goes on. False when it has ended, or is paused already. Errors: WF001 workflow not found.';
+  'takes effect after it. Its timeout goes on. Of one that was continued as a new run, the last run is paused. False when it has ended, or is paused already. Errors: WF001 workflow not found.';
 
 create function durable.resume(workflow_id uuid)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
 declare
+  v_last uuid;
   v_queue text;
   v_seq bigint;
 begin
   perform from durable.live_workflows l
   where l.workflow_id = resume.workflow_id and l.paused_at is not null for update;
   if not found then
+    v_last := durable._last_run(workflow_id);
+    if v_last <> workflow_id then
+      return durable.resume(v_last);
+    end if;
     perform durable.status(workflow_id);
     return false;
   end if;

@@ -83,6 +83,27 @@ begin
 end
 $$;
 
+-- Takes what was sent to a run while it was being continued on to the last one; the next tick wakes that.
+create function durable._forward(p_receivers uuid[])
+returns void language plpgsql as $$
+declare
+  v_ended uuid;
+  v_last uuid;
+begin
+  foreach v_ended in array array(
+    select r.id from unnest(p_receivers) as r(id)
+    where not exists (select from durable.live_workflows l where l.workflow_id = r.id))
+  loop
+    v_last := durable._last_run(v_ended);
+    if v_last <> v_ended then
+      update durable.messages m set workflow_id = v_last, xid = pg_current_xact_id()
+      where m.workflow_id = v_ended and m.received_by is null and (m.key is null or not exists (
+        select from durable.messages d where d.workflow_id = v_last and d.key = m.key));
+    end if;
+  end loop;
+end
+$$;
+
 -- Looks at the waits and the facts that this tick sees and the last one did not.
 create function durable._wake_missed(max_workflows integer)
 returns integer language plpgsql as $$
@@ -115,6 +136,7 @@ begin
     select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
     union all
     select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
+  perform durable._forward(v_receivers);
   v_askers := array(
     select r.workflow_id from durable.approval_requests r where r.xid >= v_from and r.xid < v_until
     union all
@@ -236,6 +258,8 @@ create function durable.send(workflow_id uuid, topic text, payload jsonb default
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
+declare
+  v_last uuid;
 begin
   perform durable._require(char_length(topic) between 1 and 200,
     format('workflow %s: the topic of a message must have 1 to 200 characters', workflow_id),
@@ -244,9 +268,12 @@ begin
     format('workflow %s: the key of a message must have 1 to 500 characters', workflow_id), 'Use NULL for no key.');
   perform durable._check_payload(format('workflow %s: the message', workflow_id), payload);
   if not exists (select from durable.live_workflows l where l.workflow_id = send.workflow_id) then
+    v_last := durable._last_run(workflow_id);
     -- Sent before the workflow ended, and again by a sender that did not hear of it.
     if exists (select from durable.messages m where m.workflow_id = send.workflow_id and m.key = send.key) then
       return false;
+    elsif v_last <> workflow_id then
+      return durable.send(v_last, topic, payload, key);
     end if;
     perform durable._raise('WF013',
       format('workflow %s has ended (%s) and receives no messages', workflow_id, durable.status(workflow_id)),
@@ -261,7 +288,8 @@ $$;
 comment on function durable.send(uuid, text, jsonb, text) is
   'Sends a message to one workflow, which need not have started, in the caller''s transaction. Messages of one topic are '
   'received in the order in which they were sent, each by one durable.wait(). A key that this workflow was sent before sends '
-  'nothing and returns false, also when that message was received long ago. '
+  'nothing and returns false, also when that message was received long ago. For a workflow that was continued as a new run it '
+  'goes to the last run. '
   'Errors: WF001 workflow not found, WF005 topic or key not of the length they must have, WF006 payload too large, WF013 the '
   'workflow has ended.';
 

@@ -29,6 +29,7 @@ from durable_client import (
     Handle,
     Message,
     Retry,
+    StepFailed,
     StepInterrupted,
     Timer,
     WaitTimedOut,
@@ -292,6 +293,65 @@ def check_stepping(result: Result) -> None:
     assert (launched, ran.pop("launch", 0)) in (("launched", 1), ("interrupted", 0), ("interrupted", 1))
     assert set(ran) == {"note", "flaky", "stumble"}
     assert result.rows("select * from bookings order by step") == [(workflow_id, "book"), (workflow_id, "book_plain")]
+
+
+# Steps side by side
+
+
+def sorted_out(item: str) -> str:
+    step = current_step()
+    straight.rows(
+        """insert into effects
+           select %s, %s, case when exists (
+             select from durable.checkpoints c where c.workflow_id = %s and c.step_name = %s) then 'it is stored already' end""",
+        *(step.workflow_id, step.name) * 2,
+    )
+    if item == "bad" or (item == "flaky" and step.attempt == 1):
+        raise RuntimeError(item)
+    return item
+
+
+@app.step(retry=Retry(max_attempts=2, initial="1ms"))
+async def sort_out(item: str) -> str:
+    return sorted_out(item)
+
+
+@app.step(name="sort_out", retry=Retry(max_attempts=2, initial="1ms"))
+def sort_out_plain(item: str) -> str:
+    return sorted_out(item)
+
+
+ITEMS = ["good", "flaky", "bad", "better"]
+
+
+@app.workflow
+async def mapping(ctx: AsyncContext) -> list[str]:
+    kept: list[Any] = await ctx.map(sort_out, ITEMS, max_parallel=2, return_failures=True)
+    try:
+        await ctx.map(sort_out, ["bad", "never begun"], max_parallel=1)
+    except StepFailed as failure:
+        kept.append(failure)
+    return ["failed" if isinstance(item, StepFailed) else item for item in kept]
+
+
+@app.workflow
+def mapping_plain(ctx: Context) -> list[str]:
+    kept: list[Any] = ctx.map(sort_out_plain, ITEMS, max_parallel=2, return_failures=True)
+    try:
+        ctx.map(sort_out_plain, ["bad", "never begun"], max_parallel=1)
+    except StepFailed as failure:
+        kept.append(failure)
+    return ["failed" if isinstance(item, StepFailed) else item for item in kept]
+
+
+def drive_mapping(driver: Driver) -> None:
+    driver.finish(driver.enqueue(mapping), driver.enqueue(mapping_plain))
+
+
+def check_mapping(result: Result) -> None:
+    for name in ("mapping", "mapping_plain"):
+        assert result.ended(name) == ("completed", ["good", "flaky", "failed", "better", "failed"])
+        assert set(result.effects(result.id(name))) == {"sort_out", *(f"sort_out#{n}" for n in range(2, 6))}
 
 
 # 23
@@ -791,6 +851,7 @@ def check_giving_back(result: Result) -> None:
 _PATHS = [
     Path("beginning", drive_quick, check_quick, begins=True),
     Path("stepping", drive_stepping, check_stepping),
+    Path("mapping", drive_mapping, check_mapping, over_and_over=True),
     Path("sleeping", drive_sleeping, check_sleeping),
     Path("receiving", drive_receiving, check_receiving),
     Path("hearing", drive_hearing, check_hearing),

@@ -19,7 +19,6 @@ from durable_client import (
     Durable,
     Event,
     Retry,
-    StepFailed,
     StepInterrupted,
     WaitTimedOut,
     current_step,
@@ -389,43 +388,6 @@ async def reading(ctx: AsyncContext, given: list[Any]) -> list[int]:
 def plain_reading(ctx: Context, given: list[Any]) -> list[int]:
     name, count, width = given
     return ctx.map(read_plain, [[name, n] for n in range(count)], max_parallel=width)
-
-
-@app.step(retry=Retry(max_attempts=2, initial="10ms"))
-async def sort_out(item: str) -> str:
-    journal().note("sort out", item)
-    if item == "bad" or (item == "flaky" and current_step().attempt == 1):
-        raise Refused(item)
-    return item
-
-
-@app.step(name="sort_out", retry=Retry(max_attempts=2, initial="10ms"))
-def sort_out_plain(item: str) -> str:
-    journal().note("sort out", item)
-    if item == "bad" or (item == "flaky" and current_step().attempt == 1):
-        raise Refused(item)
-    return item
-
-
-@app.workflow
-async def sorting(ctx: AsyncContext) -> list[str]:
-    """What can become of an item, and what comes after."""
-    kept = await ctx.map(sort_out, ["good", "flaky", "bad", "better"], max_parallel=2, return_failures=True)
-    try:
-        await ctx.map(sort_out, ["bad", "never begun"], max_parallel=1)
-    except StepFailed as failure:
-        kept.append(failure)
-    return [item.type.rpartition(".")[2] if isinstance(item, StepFailed) else item for item in kept]
-
-
-@app.workflow
-def plain_sorting(ctx: Context) -> list[str]:
-    kept = ctx.map(sort_out_plain, ["good", "flaky", "bad", "better"], max_parallel=2, return_failures=True)
-    try:
-        ctx.map(sort_out_plain, ["bad", "never begun"], max_parallel=1)
-    except StepFailed as failure:
-        kept.append(failure)
-    return [item.type.rpartition(".")[2] if isinstance(item, StepFailed) else item for item in kept]
 
 
 # Misbehaviour.

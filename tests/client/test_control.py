@@ -88,6 +88,52 @@ def test_a_paused_workflow_stops_and_goes_on_after_the_last_step_when_it_is_resu
     assert ran == ["first", "second", "second"]
 
 
+def test_a_message_that_does_not_fit_pauses_the_workflow_until_its_code_does(db: Database) -> None:
+    @dataclass
+    class Order:
+        number: str
+
+    def program(kind: Any) -> tuple[Durable, Any]:
+        app = Durable(db.dsn)
+
+        @app.workflow
+        def take(ctx: Context) -> str:
+            return str(ctx.receive("order", type=kind))
+
+        return app, take
+
+    app, take = program(Order)
+    with working(app):
+        handle = app.enqueue(take)
+        handle.send("order", {"id": 7})
+        wait_until(lambda: row(db, handle, "paused_at"))
+    reason = row(db, handle, "pause_reason")
+    assert "step 'receive:order': what has come does not fit" in reason
+    assert 'stored:   {"id": 7}\nexpected: Order(number: str)' in reason
+    mended, take = program(None)
+    with working(mended):
+        assert handle.resume()
+        assert handle.result(timeout=30) == "{'id': 7}"
+
+
+def test_a_fork_with_an_output_that_is_not_the_end_of_a_wait_pauses(db: Database) -> None:
+    app = Durable(db.dsn)
+
+    @app.workflow
+    def take(ctx: Context) -> Any:
+        return ctx.receive("order")
+
+    with working(app):
+        handle = app.enqueue(take)
+        handle.send("order", 1)
+        assert handle.result(timeout=30) == 1
+        fork = handle.fork(outputs={"receive:order": {"index": 0, "value": 2}})
+        assert fork.result(timeout=30) == 2
+        fork = handle.fork(outputs={"receive:order": 3})
+        wait_until(lambda: row(db, fork, "paused_at"))
+    assert 'expected: {"index": 0, "value": …}' in row(db, fork, "pause_reason")
+
+
 def test_an_output_of_a_child_that_does_not_fit_pauses_the_parent(db: Database) -> None:
     app, other = Durable(db.dsn), Durable(db.dsn)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import durable_client
@@ -15,6 +17,7 @@ from durable_client import (
     Durable,
     InvalidArgument,
     KeyConflict,
+    Message,
     Retry,
     SchemaMismatch,
     Worker,
@@ -236,3 +239,58 @@ def test_errors_of_the_schema_arrive_as_exceptions_with_detail_and_hint(app: Dur
             app.enqueue("w", **options)
     with pytest.raises(InvalidArgument, match="2 inputs but 1 keys"):
         app.enqueue_many("w", [1, 2], keys=["a"])
+
+
+def test_what_is_of_the_wrong_type_is_named_and_not_taken_for_a_missing_schema(db: Database) -> None:
+    app: Any = Durable(db.dsn)
+
+    @app.workflow
+    def w(ctx: Context) -> None: ...
+
+    @app.step
+    def s() -> None: ...
+
+    handle = app.enqueue(w)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("topic must be text, not 5", lambda: handle.send(5, 1)),
+        ("key must be text, not 5", lambda: handle.send("t", 1, key=5)),
+        ("event must be text, not 5", lambda: app.emit(5)),
+        ("key must be text, not 5", lambda: app.enqueue(w, key=5)),
+        ("queue must be text, not 5", lambda: app.enqueue(w, queue=5)),
+        ("decision must be text, not True", lambda: app.decide(handle.workflow_id, True)),
+        ("by must be text, not 5", lambda: app.decide(handle.workflow_id, "approved", by=5)),
+        ("assignee must be text, not 5", lambda: app.approvals(assignee=5)),
+        ("reason must be text, not 5", lambda: handle.pause(5)),
+        ("reason must be text, not 5", lambda: handle.cancel(5)),
+        ("'s' is not a workflow", lambda: app.enqueue(s)),
+        ("is not a workflow", lambda: app.enqueue(len)),
+        ("the name of a topic must be text, not None", lambda: Message(None)),  # type: ignore[arg-type]
+        ("None is not a duration", lambda: Retry(initial=None)),  # type: ignore[arg-type]
+    ]
+    for message, refused in calls:
+        with pytest.raises(InvalidArgument, match=re.escape(message)):
+            refused()
+
+    @app.workflow
+    def slips(ctx: Any) -> list[str]:
+        found = []
+        for slip in (
+            lambda: ctx.run(s),
+            lambda: ctx.step(w),
+            lambda: ctx.approval("send it?", assignee=["ada", "bob"]),
+            lambda: ctx.approval("send it?", expires=datetime.now(timezone.utc)),
+            lambda: ctx.set(5, 1),
+            lambda: ctx.receive(5),
+        ):
+            with pytest.raises(InvalidArgument) as info:
+                slip()
+            found.append(info.value.message)
+        return found
+
+    with working(app):
+        found = app.enqueue(slips).result(timeout=30)
+    assert found[0] == "'s' is not a workflow"
+    assert found[1] == "'w' is a workflow, not a step"
+    assert found[2] == "assignee must be text, not ['ada', 'bob']"
+    assert "is not a duration" in found[3]
+    assert found[4:] == ["key must be text, not 5", "the name of a topic must be text, not 5"]

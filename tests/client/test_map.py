@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +27,7 @@ from client.journal import Journal
 from client.proxy import Proxy
 from client.workers import OnceMore, Processes, working
 from clusters import Database
-from engine import call, value
+from engine import call
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -45,19 +43,6 @@ def until(reached: Callable[[], Any], patience: float = 60.0) -> None:
 
 def completed(handle: Handle[Any]) -> int:
     return sum(step.status == "completed" for step in handle.steps())
-
-
-@pytest.fixture
-def proxy(db: Database) -> Iterator[Proxy]:
-    # The path of a socket is short.
-    with tempfile.TemporaryDirectory(prefix="proxy-") as directory:
-        proxy = Proxy(db.cluster.sockets / ".s.PGSQL.5432", Path(directory))
-        yield proxy
-        proxy.close()
-
-
-def through(proxy: Proxy, db: Database) -> str:
-    return db.dsn.replace(str(db.cluster.sockets), str(Path(proxy._listener.getsockname()).parent))
 
 
 # Crashes
@@ -91,39 +76,6 @@ def test_03_after_kill_9_amid_a_map_no_item_that_was_completed_runs_again(
     assert {step.name for step in handle.steps()} == {"read", *(f"read#{n}" for n in range(2, count + 1))}
 
 
-@pytest.mark.pg(15)
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("function", ["claim", "fail_step", "flush"])
-@EACH
-def test_03_a_crash_before_or_after_any_call_of_a_map_changes_no_result(
-    db: Database, proxy: Proxy, processes: Processes, journal: Journal, function: str, when: str, plain: str
-) -> None:
-    call(db.connect(), "configure", "session_grace", "10 ms")
-
-    def run(crash_at: int | None) -> None:
-        handle = programs.app.enqueue(plain + "sorting")
-        proxy.calls.clear()
-        worker = processes.start(dsn=through(proxy, db))
-        if crash_at is not None:
-            proxy.crash(function, crash_at, when, worker.kill)
-        until(lambda: not worker.running() or handle.status() in ("completed", "failed"))
-        second = None if worker.running() else processes.start()
-        assert handle.result(timeout=60) == ["good", "flaky", "Refused", "better", "Refused"]
-        for process in (worker, second):
-            if process is not None and process.running():
-                process.kill()
-        assert journal.count("sort out", "never begun") == 0
-        assert value(db.connect(), "select count(*) from durable.open_steps") == 0
-
-    run(None)
-    # Most claims are polls.
-    calls = min(proxy.calls.count(function), 5)
-    assert calls > 0
-    for n in range(1, calls + 1):
-        run(n)
-
-
 @EACH
 def test_04_an_item_that_runs_at_most_once_is_not_run_again_after_a_crash(
     processes: Processes, journal: Journal, plain: str
@@ -148,7 +100,7 @@ def test_a_thousand_items_run_side_by_side_are_stored_together_and_replayed_from
     db: Database, proxy: Proxy, plain: str
 ) -> None:
     count, width = 1000, 100
-    app = Durable(through(proxy, db))
+    app = Durable(proxy.dsn(db.dsn))
     ran: list[int] = []
     begun = threading.Barrier(width)
 
@@ -290,9 +242,12 @@ def test_the_first_failure_lets_nothing_begin_and_those_under_way_end(app: Durab
     begun: list[int] = []
     seen: list[Any] = []
     failed = threading.Event()
+    both_again = threading.Barrier(2)
 
     def read(n: int) -> int:
         begun.append(n)
+        if begun.count(n) == 2:
+            both_again.wait(30)
         if n == 3:
             raise ValueError("three")
         assert failed.wait(30)

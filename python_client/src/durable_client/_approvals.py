@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from . import _codec
+from ._definitions import check_texts
 from ._durations import Duration, seconds
 
 ApprovalState = Literal["pending", "decided", "expired", "withdrawn"]
@@ -70,6 +71,7 @@ def decision_of(value: Any) -> Decision:
 
 def request_parameters(subject: str, assignee: str | None, form: Any, expires: Duration | None) -> list[Any]:
     """What ``durable.request_approval()`` takes after the name of the step."""
+    check_texts(subject=subject, assignee=assignee)
     return [
         subject,
         assignee,
@@ -80,6 +82,7 @@ def request_parameters(subject: str, assignee: str | None, form: Any, expires: D
 
 def listed(assignee: str | None, state: str | None) -> tuple[str, list[Any]]:
     """The condition for a list of approvals, without parts that would keep it from an index, and its parameters."""
+    check_texts(assignee=assignee, state=state)
     given = [("assignee = %s", assignee), ("state = %s::durable.approval_state", state)]
     parts = [(condition, value) for condition, value in given if value is not None]
     return " and ".join(condition for condition, _ in parts) or "true", [value for _, value in parts]

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import _calls, _codec
-from ._definitions import Workflow
+from ._definitions import Workflow, check_texts, name_of
 from ._durations import Duration, seconds
 from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
 from ._run import fit
-
-
-def name_of(workflow: Workflow[..., Any] | str) -> str:
-    return workflow if isinstance(workflow, str) else workflow.name
 
 
 def start_parameters(
@@ -32,6 +29,7 @@ def start_parameters(
     """What ``durable.start_children()`` takes after the name of the step."""
     known = workflow if isinstance(workflow, Workflow) else None
     name = name_of(workflow)
+    check_texts(queue=queue)
     if known is not None and not known.takes_input and any(item is not None for item in inputs):
         raise InvalidArgument(
             f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."
@@ -88,7 +86,8 @@ class Group:
                 results.append(ChildFailed(self.child_id(place), failed["status"], step, failed["error"]))
             elif isinstance(self.workflow, Workflow):
                 subject = f"step {step!r}: the output of workflow {self.child_id(place)}"
-                results.append(fit(output, self.workflow.decode_output, subject, self.workflow.function))
+                annotation = partial(_codec.return_type, self.workflow.function)
+                results.append(fit(output, self.workflow.decode_output, subject, annotation))
             else:
                 results.append(output)
         return results

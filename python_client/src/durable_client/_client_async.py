@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from . import _calls, _codec
 from ._approvals import ApprovalRecord, ApprovalState, listed
-from ._definitions import Workflow, enqueue_parameters
+from ._definitions import Workflow, check_texts, enqueue_parameters
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
 from ._link import configure_async, pause
@@ -81,6 +81,7 @@ class AsyncHandle(Generic[R]):
 
     async def cancel(self, reason: str | None = None) -> bool:
         """Ends the workflow as cancelled; False when it had already ended. Raises WorkflowNotFound."""
+        check_texts(reason=reason)
         rows = await self._client._all(_calls.CANCEL, [self.workflow_id, reason])
         return bool(rows[0][0])
 
@@ -99,6 +100,7 @@ class AsyncHandle(Generic[R]):
         One that runs is taken from its worker, and the step that was under way runs again after the pause. Raises
         WorkflowNotFound.
         """
+        check_texts(reason=reason)
         rows = await self._client._all(_calls.PAUSE, [self.workflow_id, reason])
         return bool(rows[0][0])
 
@@ -219,12 +221,14 @@ class AsyncClient:
         self, workflow_id: Any, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None
     ) -> bool:
         """Sends a message to one workflow; see ``Durable.send``."""
+        check_texts(topic=topic, key=key)
         text = _codec.encode(payload, f"the message to workflow {workflow_id}")
         rows = await self._all(_calls.SEND, [str(workflow_id), topic, text, key], conn)
         return bool(rows[0][0])
 
     async def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
         """Tells of an event; see ``Durable.emit``."""
+        check_texts(event=event)
         rows = await self._all(_calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
         return bool(rows[0][0])
 
@@ -247,6 +251,7 @@ class AsyncClient:
         conn: Any = None,
     ) -> bool:
         """Decides an approval; see ``Durable.decide``."""
+        check_texts(decision=decision, by=by, comment=comment)
         text = None if data is None else _codec.encode(data, f"the data of the decision on approval {approval_id}")
         rows = await self._all(_calls.DECIDE, [str(approval_id), decision, by, comment, text], conn)
         return bool(rows[0][0])

@@ -235,10 +235,9 @@ def decode(value: Any, of: Decoder | None, subject: str) -> Any:
         ) from error
 
 
-def difference(value: Any, function: Callable[..., Any]) -> str:
-    """Two lines for a reader: the value that is stored, and the type that a function is annotated to return."""
+def difference(value: Any, expected: Any) -> str:
+    """Two lines for a reader: the value that is stored, and the type that it is to be of."""
     stored = json.dumps(value, ensure_ascii=False)
-    expected = _hints(function).get("return", Any)
     shape = expected.__name__ if inspect.isclass(expected) else str(expected)
     if dataclasses.is_dataclass(expected):
         fields = (
@@ -273,9 +272,14 @@ def round_trip(value: Any, text: str, of: Decoder | None) -> Any:
     return parsed if of is None else of(parsed)
 
 
+def return_type(function: Callable[..., Any]) -> Any:
+    """The return annotation of a function."""
+    return _hints(function).get("return", Any)
+
+
 def return_decoder(function: Callable[..., Any]) -> Decoder | None:
     """The decoder for the return annotation of a function; None where it has none."""
-    return decoder(_hints(function).get("return", Any))
+    return decoder(return_type(function))
 
 
 def input_decoder(function: Callable[..., Any], name: str) -> tuple[bool, bool, Decoder | None]:

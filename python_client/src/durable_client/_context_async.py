@@ -22,12 +22,12 @@ from ._calls import StoredStep
 from ._child_async import AsyncChild
 from ._conditions import Condition, Event, Message, Met, length, timestamp, value_of
 from ._conditions import encode as encode_conditions
-from ._definitions import Step, Workflow, as_step
+from ._definitions import Step, Workflow, as_step, check_texts, name_of
 from ._durations import Duration
 from ._engine import AsyncEngine
 from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, StepFailed, WaitTimedOut, step_failed
 from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
-from ._run import LONG_RUN, Run, WorkflowInterrupted, fit, in_step
+from ._run import LONG_RUN, Misfit, Run, WorkflowInterrupted, fit, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -185,14 +185,14 @@ class AsyncContext:
         ``timeout`` and ``tags``, as for ``Durable.enqueue``; for a child that is given by its name, queue and
         priority are those of this workflow.
         """
-        return self._start_one(self._name(f"start:{_children.name_of(workflow)}"), workflow, input, options)
+        return self._start_one(self._name(f"start:{name_of(workflow)}"), workflow, input, options)
 
     def run(self, workflow: Workflow[..., R] | str, input: Any = None, **options: Any) -> Awaitable[R]:
         """Starts a child, waits for its end and returns its output; holds no worker meanwhile.
 
         Raises ChildFailed when it failed or was cancelled. ``options`` are those of ``start``.
         """
-        return self._run_one(self._name(f"run:{_children.name_of(workflow)}"), workflow, input, options)
+        return self._run_one(self._name(f"run:{name_of(workflow)}"), workflow, input, options)
 
     @overload
     def map(
@@ -241,7 +241,7 @@ class AsyncContext:
         With ``return_failures`` it raises neither, and returns them in the places of the outputs.
         """
         if isinstance(function, Workflow | str):
-            name = self._name(f"map:{_children.name_of(function)}")
+            name = self._name(f"map:{name_of(function)}")
             return self._map(name, function, list(items), return_failures, {**options, "max_parallel": max_parallel})
         known = as_step(function)
         if options or (max_parallel is not None and max_parallel < 1):
@@ -295,6 +295,7 @@ class AsyncContext:
         publishes again, and a step may call it. Raises InvalidArgument, PayloadTooLarge.
         """
         self._run.check()
+        check_texts(key=key)
         text = _codec.encode(value, f"workflow {self.workflow_id}: the value of {key!r}")
         await self._engine.publish(self._run, key, text)
 
@@ -406,6 +407,13 @@ class AsyncContext:
     async def _met_json(self, name: str, conditions: str, mode: str, timeout: Duration | None) -> Any:
         limit = None if timeout is None else length(timeout)
         output = await self._wait(name, conditions, mode, limit, None)
+        end = "values" if mode == "all" else "value"
+        if not isinstance(output, dict) or not output.keys() & {"timed_out", end}:
+            # A fork may have replaced it.
+            raise Misfit(
+                f"step {name!r}: the stored output is not the end of a wait\nstored:   {json.dumps(output)[:1000]}\n"
+                f'expected: {{"index": 0, "value": …}}, or {{"values": […]}} for all, or {{"timed_out": true}}'
+            )
         if "timed_out" in output:
             raise WaitTimedOut(
                 f"workflow {self.workflow_id}, step {name!r}: what it waits for did not come within {timeout}"
@@ -418,7 +426,7 @@ class AsyncContext:
     async def _value_of(self, name: str, condition: Condition, timeout: Duration | None, kind: Any) -> Any:
         value = (await self._met(name, (condition,), "any", timeout))["value"]
         decode = None if kind is None else _codec.decoder(kind)
-        return _codec.decode(value, decode, f"workflow {self.workflow_id}, step {name!r}: what has come")
+        return fit(value, decode, f"step {name!r}: what has come", lambda: kind)
 
     async def _any_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> Met:
         if not conditions:
@@ -580,4 +588,5 @@ class AsyncContext:
         return self._decode(step, name, None if outcome.output is None else json.loads(outcome.output))
 
     def _decode(self, step: Step[Any, Any], name: str, value: Any) -> Any:
-        return fit(value, step.decode, f"step {name!r}: the stored output", step.function)
+        subject = f"step {name!r}: the stored output"
+        return fit(value, step.decode, subject, lambda: _codec.return_type(step.function))

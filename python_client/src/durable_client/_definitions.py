@@ -22,8 +22,17 @@ NO_RETRY = Retry()
 
 def check_name(kind: str, name: str, limit: int) -> None:
     """Raises InvalidArgument for a name that Postgres, or the schema, would not take."""
+    if not isinstance(name, str):
+        raise InvalidArgument(f"the name of a {kind} must be text, not {name!r}")
     if not 1 <= len(name) <= limit or "\x00" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InvalidArgument(f"the name of a {kind} must be 1 to {limit} characters of valid text: {name[:50]!r}")
+
+
+def check_texts(**values: str | None) -> None:
+    """Raises InvalidArgument for what is neither text nor None: Postgres would say that it knows no such function."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidArgument(f"{name} must be text, not {value!r}", hint=f"Pass str({name}) if that is meant.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +75,11 @@ def as_step(function: Callable[P, R] | Step[P, R]) -> Step[P, R]:
     """The step of a function that was not decorated: its own name, no retry."""
     if isinstance(function, Step):
         return function
+    if isinstance(function, Workflow):
+        raise InvalidArgument(
+            f"{function.name!r} is a workflow, not a step",
+            hint="Run it as a child, with run, start or map of the context.",
+        )
     known: Step[P, R] | None = _undecorated.get(function)
     if known is None:
         name = getattr(function, "__name__", "")
@@ -113,6 +127,18 @@ class Workflow(Generic[P, R]):
         return self.function(*args, **kwargs)
 
 
+def name_of(workflow: Workflow[..., Any] | str) -> str:
+    """The name of a workflow. Raises InvalidArgument for what is none, such as a step: nobody could run it."""
+    if isinstance(workflow, Workflow):
+        return workflow.name
+    if not isinstance(workflow, str):
+        raise InvalidArgument(
+            f"{getattr(workflow, 'name', workflow)!r} is not a workflow",
+            hint="Declare it with @app.workflow, or pass the name of one; a step runs with step of the context.",
+        )
+    return workflow
+
+
 def enqueue_parameters(
     workflow: Workflow[..., Any] | str,
     inputs: Sequence[Any],
@@ -126,7 +152,8 @@ def enqueue_parameters(
 ) -> tuple[list[str | None], list[Any]]:
     """The inputs as JSON, and the other parameters of ``durable.enqueue()`` in order; ``keys`` as they are sent."""
     known = workflow if isinstance(workflow, Workflow) else None
-    name = workflow if isinstance(workflow, str) else workflow.name
+    name = name_of(workflow)
+    check_texts(queue=queue, key=keys)
     if run_at is not None and run_at.tzinfo is None:
         raise InvalidArgument(
             f"workflow {name!r}: run_at has no time zone",

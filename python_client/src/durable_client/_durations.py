@@ -28,6 +28,8 @@ def seconds(value: Duration) -> float:
         result = value.total_seconds()
     elif isinstance(value, int | float):
         result = float(value)
+    elif not isinstance(value, str):
+        raise InvalidArgument(f"{value!r} is not a duration", hint='Pass seconds, a timedelta, or text such as "5m".')
     else:
         result, end = 0.0, 0
         for part in _PART.finditer(value.lower()):

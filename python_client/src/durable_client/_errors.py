@@ -253,7 +253,9 @@ def from_database(error: psycopg.Error) -> DurableError | None:
             "grant_approver(), grant_observer() and grant_admin().",
         )
     if state.startswith("22"):
-        return InvalidArgument(f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs, JSON as JSON.")
+        return InvalidArgument(
+            f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs (handle.workflow_id), JSON as JSON."
+        )
     cls = _BY_CODE.get(state)
     if cls is None:
         return None

@@ -44,12 +44,12 @@ class Misfit(WorkflowInterrupted):
         self.difference = difference
 
 
-def fit(value: Any, decode: _codec.Decoder | None, subject: str, function: Callable[..., Any]) -> Any:
-    """Decodes what a function returned in an earlier run, or raises Misfit."""
+def fit(value: Any, decode: _codec.Decoder | None, subject: str, annotation: Callable[[], Any]) -> Any:
+    """Decodes what is stored, or raises Misfit."""
     try:
         return _codec.decode(value, decode, subject)
     except InvalidArgument as error:
-        difference = _codec.difference(value, function)
+        difference = _codec.difference(value, annotation())
         raise Misfit(f"{error.message}\n{difference}\nMend the code and resume, or fork.") from error
 
 
