@@ -61,7 +61,7 @@ select pg_temp.raises(
   'WF013', '%has ended (cancelled)%', 'Nothing was sent.', '%durable.retry()%', 'WF013, a message to a workflow that has ended');
 select pg_temp.raises(
   $$ select durable.decide(durable.request_approval(pg_temp.id('running'), pg_temp.lease('running'), 'ask', 'may I?', expires => '0'), 'approved') $$,
-  'WF015', 'approval % has expired', 'Nothing was changed.', 'The first decision stands%', 'WF015, a decision that comes too late');
+  'WF015', 'approval % has expired', 'Nothing was changed.', 'What comes after an expiry%', 'WF015, a decision that comes too late');
 select pg_temp.raises(
   $$ select durable.decide('01900000-0000-7000-8000-000000000000', 'approved') $$,
   'WF001', 'approval 01900000-0000-7000-8000-000000000000 not found', '%stored%', 'Check the id%', 'WF001, approval not found');
