@@ -40,7 +40,7 @@ EACH_END = pytest.mark.pg(15, 18)
 DURABLE = str(Path(sys.executable).with_name("durable"))
 COMMANDS = [
     *("install", "worker", "dev", "enqueue", "list", "show", "cancel", "pause", "resume", "retry", "fork"),
-    *("approvals", "decide"),
+    *("send", "emit", "approvals", "decide"),
 ]
 SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
@@ -55,7 +55,7 @@ APPROVAL_FIELDS = {
 }
 STEP_FIELDS = {
     *("step_name", "status", "attempt", "output", "error", "error_message", "started_at", "completed_at"),
-    *("retry_at", "at_most_once"),
+    *("retry_at", "at_most_once", "waits_for", "wait_until"),
 }
 
 
@@ -493,6 +493,29 @@ def test_decide_approves_or_rejects_once(cli: Cli, db: Database) -> None:
     cli.fail("decide", "7", "approve", status=2)
     cli.fail("decide", first, "maybe", status=2)
     cli.fail("decide", first, "approve", "--data", "{", status=2)
+
+
+@EACH_END
+def test_send_and_emit_wake_what_show_says_waits_for_them(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    workflow_id = str(enqueue(conn, queue="waiting"))
+    held = claim_one(conn, queues=["waiting"])
+    condition = '[{"message": "payment"}, {"event": "strike"}]'
+    rows(conn, "select * from durable.wait(%s, %s, 'wait', %s, '1 day')", held.workflow_id, held.lease, condition)
+    (step,) = cli.read_json("show", workflow_id)["steps"]
+    assert step["waits_for"] == json.loads(condition)
+    assert step["wait_until"]
+    assert 'waits for [{"message": "payment"}, {"event": "strike"}] until' in cli.read("show", workflow_id)
+    assert cli.read_json("emit", "strike", '{"days": 3}') == {"event": "strike", "emitted": True}
+    assert workflow(conn, held.workflow_id).status == "pending"
+    assert "was emitted before" in cli.read("emit", "strike")
+    assert cli.read("send", workflow_id, "payment", '{"cents": 1}', "--key", "k") == f"Sent to {workflow_id}\n"
+    assert "nothing was sent" in cli.read("send", workflow_id, "payment", "--key", "k")
+    assert rows(conn, "select topic, payload from durable.messages") == [("payment", {"cents": 1})]
+    call(conn, "cancel", held.workflow_id)
+    assert "has ended (cancelled)" in cli.fail("send", workflow_id, "payment")
+    cli.fail("send", "7", "payment", status=2)
+    cli.fail("emit", "strike", "{", status=2)
 
 
 @EACH_END

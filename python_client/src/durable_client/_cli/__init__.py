@@ -13,6 +13,7 @@ from ._install import install
 from ._list import list_workflows
 from ._schedule import schedule
 from ._show import show
+from ._signal import emit, send
 from ._steer import cancel, fork, pause, resume, retry
 from ._worker import worker
 
@@ -48,6 +49,8 @@ for _command in (
     resume,
     retry,
     fork,
+    send,
+    emit,
     approvals,
     decide,
     schedule,

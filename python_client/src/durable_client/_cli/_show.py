@@ -15,7 +15,8 @@ from ._output import PREVIEW, WORKFLOW_JSON, Column, duration, moment, one_line,
 _STEP_JSON = """
   'step_name', s.step_name, 'status', s.status, 'attempt', s.attempt, 'output', s.output, 'error', s.error,
   'error_message', s.error_message, 'started_at', s.started_at, 'completed_at', s.completed_at,
-  'retry_at', s.retry_at, 'at_most_once', s.at_most_once"""
+  'retry_at', s.retry_at, 'at_most_once', s.at_most_once,
+  'waits_for', s.waits_for, 'wait_until', s.wait_until"""
 _STEP_ORDER = "coalesce(s.completed_at, 'infinity'), s.started_at, s.step_name"
 
 _AS_JSON = f"""
@@ -34,7 +35,9 @@ _WORKFLOW = f"""
   from durable.workflows w where w.workflow_id = %s""".encode()
 _STEPS = f"""
   select s.step_name, s.status::text, s.attempt, s.started_at, s.completed_at - s.started_at as took, s.retry_at,
-    left(coalesce(s.error_message, s.output::text, ''), {PREVIEW}) as outcome
+    left(coalesce(s.error_message, s.output::text, case when s.waits_for is not null then concat_ws(
+      ' ', 'waits', nullif('for ' || s.waits_for::text, 'for []'), 'until ' || date_trunc('second', s.wait_until))
+    end, ''), {PREVIEW}) as outcome
   from durable.workflow_steps s where s.workflow_id = %s order by {_STEP_ORDER}""".encode()
 
 _STATE = f"""
@@ -66,7 +69,7 @@ def show(workflow_id: str, dsn: str | None, output: str) -> None:
 
     JSON: an object with the fields of `durable list`, and input, output, error, state, an object of what it has
     published, and steps, an array of objects with step_name, status, attempt, output, error, error_message,
-    started_at, completed_at, retry_at, at_most_once.
+    started_at, completed_at, retry_at, at_most_once, waits_for and wait_until.
 
     \b
     Examples:
