@@ -96,7 +96,7 @@ def test_a_running_workflow_is_taken_from_its_worker_and_goes_on_after_the_pause
     for function, *arguments in (("checkpoint", "two", {}), ("complete", {}), ("fail", ERROR), ("publish", "k", {})):
         with refused("WF002"):
             call(conn, function, *held, *arguments)
-    assert call(conn, "heartbeat", "worker", [held[0]], [held[1]]) == [(held[0], "WF002")]
+    assert call(conn, "heartbeat", "worker", [held[0]], [held[1]]) == [(held[0], "WF002", held[1])]
     assert snapshot(conn) == before
     call(conn, "resume", held[0])
     again = claim_one(conn)

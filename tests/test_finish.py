@@ -237,7 +237,7 @@ def test_28_cancel_ends_a_workflow_in_any_state_and_is_final(db: Database) -> No
     for function, *arguments in reports:
         with refused("WF004"):
             call(conn, function, running, lease, *arguments)
-    assert call(conn, "heartbeat", "worker", [running], [lease]) == [(running, "WF004")]
+    assert call(conn, "heartbeat", "worker", [running], [lease]) == [(running, "WF004", lease)]
     assert snapshot(conn) == before
     assert claim(conn, max_workflows=9) == []
 
@@ -305,7 +305,7 @@ def test_a_timeout_ends_the_workflow_and_its_lease(db: Database) -> None:
     for report in (("complete",), ("checkpoint", "s"), ("fail", ERROR)):
         with refused("WF002"):
             call(conn, report[0], workflow_id, claimed.lease, *report[1:])
-    assert call(conn, "heartbeat", "worker", [workflow_id], [claimed.lease]) == [(workflow_id, "WF002")]
+    assert call(conn, "heartbeat", "worker", [workflow_id], [claimed.lease]) == [(workflow_id, "WF002", claimed.lease)]
 
 
 def test_a_timeout_is_not_prolonged_by_a_crash_or_a_retry_of_the_attempt(db: Database) -> None:

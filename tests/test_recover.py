@@ -139,7 +139,7 @@ def test_a_lease_that_is_not_renewed_expires(db: Database) -> None:
     claimed = claim_one(conn, "silent")
     tick_until(conn, "recovered")
     assert workflow(conn, workflow_id).status == "pending"
-    assert call(conn, "heartbeat", "silent", [workflow_id], [claimed.lease]) == [(workflow_id, "WF002")]
+    assert call(conn, "heartbeat", "silent", [workflow_id], [claimed.lease]) == [(workflow_id, "WF002", claimed.lease)]
 
 
 def test_a_heartbeat_renews_the_lease_on_everything_a_worker_holds(db: Database) -> None:

@@ -87,7 +87,7 @@ def test_05_a_dead_worker_does_not_heartbeat_back_to_life(db: Database) -> None:
     take_over(conn, workflow_id)
     running = [{"workflow_id": str(workflow_id), "lease": stale, "step_name": "s", "attempt": 1, "elapsed_ms": 60_000}]
     lost = call(conn, "heartbeat", "worker", [workflow_id], [stale], running_steps=psycopg.types.json.Jsonb(running))
-    assert lost == [(workflow_id, "WF002")]
+    assert lost == [(workflow_id, "WF002", stale)]
     assert steps(conn, workflow_id) == {}
     assert value(conn, "select count(*) from durable.workers where name = 'worker' and died_at is null") == 0
     row = workflow(conn, workflow_id)

@@ -55,7 +55,7 @@ comment on function durable.attach(text, text[]) is
 create function durable.heartbeat(
   worker text, workflow_ids uuid[] default null, leases bigint[] default null, running_steps jsonb default null
 )
-returns table (workflow_id uuid, reason text) language plpgsql security definer
+returns table (workflow_id uuid, reason text, lease bigint) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
@@ -77,7 +77,7 @@ begin
     end;
   end if;
   return query
-  select i.workflow_id, durable._why_lost(i.workflow_id, i.lease)
+  select i.workflow_id, durable._why_lost(i.workflow_id, i.lease), i.lease
   from unnest(heartbeat.workflow_ids, heartbeat.leases) as i(workflow_id, lease)
   -- What it has just parked it will be told by the answer to that call.
   where not exists (
@@ -87,7 +87,8 @@ end
 $$;
 comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is
   'Renews the lease of a worker on all that it holds, and returns which of the workflows it names it must stop, with the '
-  'code of the reason (WF002 taken away or ended, WF004 cancelled). running_steps lists steps that have been running '
+  'code of the reason (WF002 taken away or ended, WF004 cancelled) and the lease that is lost: the worker may have claimed the '
+  'workflow again meanwhile. running_steps lists steps that have been running '
   'for long: [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}]; they show in durable.workflow_steps. A worker '
   'that was declared dead is not revived: all that it held is returned. Errors: WF005 for arrays of different lengths.';
 

@@ -88,6 +88,29 @@ def test_a_paused_workflow_stops_and_goes_on_after_the_last_step_when_it_is_resu
     assert ran == ["first", "second", "second"]
 
 
+def test_a_heartbeat_that_tells_of_an_older_lease_leaves_the_run_of_the_next_one_alone(db: Database) -> None:
+    """Paused and resumed, a workflow may be claimed again by the same worker before its heartbeat is answered."""
+    app = Durable(db.dsn)
+    begun: list[int] = []
+    goes_on = threading.Event()
+
+    @app.workflow
+    def linger(ctx: Context) -> int:
+        begun.append(1)
+        assert goes_on.wait(30)
+        return 1
+
+    with working(app) as worker:
+        handle = app.enqueue(linger)
+        wait_until(lambda: begun)
+        run = worker._runs[handle.workflow_id]
+        worker._from_session(worker._lose, run.workflow_id, run.lease - 1000, "WF002")
+        time.sleep(0.1)
+        assert run.interruption is None
+        goes_on.set()
+        assert handle.result(timeout=30) == 1
+
+
 def test_a_message_that_does_not_fit_pauses_the_workflow_until_its_code_does(db: Database) -> None:
     @dataclass
     class Order:

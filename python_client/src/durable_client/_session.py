@@ -36,7 +36,7 @@ class Session(threading.Thread):
 
     def __init__(
         self, dsn: str, worker: str, queues: Sequence[str], beat: float, held: Held, *,
-        on_bell: Callable[[], None], on_lost: Callable[[str, str], None],
+        on_bell: Callable[[], None], on_lost: Callable[[str, int, str], None],
         on_stray: Callable[[int], None], on_attach: Callable[[], None],
     ) -> None:  # fmt: skip
         super().__init__(name="durable-session", daemon=True)
@@ -138,9 +138,9 @@ class Session(threading.Thread):
             ),
             prepare=self._keeps_backend,
         ).fetchall()
-        for workflow_id, reason in rows:
+        for workflow_id, reason, lease in rows:
             if reason is not None:
-                self._on_lost(workflow_id, reason)
+                self._on_lost(workflow_id, lease, reason)
         if time.monotonic() < self._watch_until:
             self._give_back_strays(conn, workflow_ids)
 

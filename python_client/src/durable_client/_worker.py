@@ -141,7 +141,7 @@ class Worker:
             self._session = session = Session(
                 self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
                 on_bell=lambda: self._from_session(self._bell.set),
-                on_lost=lambda workflow_id, reason: self._from_session(self._lose, workflow_id, reason),
+                on_lost=lambda *lost: self._from_session(self._lose, *lost),
                 on_stray=self._given_back.add,
                 on_attach=lambda: self._from_session(self._attached),
             )  # fmt: skip
@@ -409,13 +409,13 @@ class Worker:
         except RuntimeError:
             log.debug("worker %s: its event loop is closed", self.name)
 
-    def _lose(self, workflow_id: str, reason: str) -> None:
+    def _lose(self, workflow_id: str, lease: int, reason: str) -> None:
+        # By the lease: what was paused and resumed, say, may have been claimed again before the heartbeat was answered.
         run = self._runs.get(workflow_id)
-        if run is not None:
+        if run is not None and run.lease == lease:
             error = from_outcome(reason, f"workflow {workflow_id}")
             run.interrupt(error if isinstance(error, DurableError) else None)
-        else:
-            self._next = deque(each for each in self._next if each.workflow_id != workflow_id)
+        self._next = deque(each for each in self._next if each.lease != lease)
 
     def _attached(self) -> None:
         # A new session has a new channel, and after a crash Postgres has forgotten who is idle.
