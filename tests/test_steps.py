@@ -430,7 +430,8 @@ def test_12_a_transactional_step_that_was_the_victim_of_a_deadlock_can_be_run_ag
         raise AssertionError("never got through")
 
     victims = at_once(lambda: run("ab", *begun[0]), lambda: run("ba", *begun[1]))
-    assert sum(victims) == 1
+    # A victim that is back before the other has woken up takes its first lock again, and they meet once more.
+    assert sum(victims) >= 1
     assert rows(conn, "select n from stock") == [(2,), (2,)]
 
 
