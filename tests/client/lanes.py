@@ -93,6 +93,7 @@ class Lane:
             self._proxy.crash_at(crash)
             self._proxy.lose(*path.lose)
             self._play(path)
+            self._wait_for("the calls do not end", self._proxy.is_quiet)
             self._check(path, most_effects)
             return Run(self._proxy, value(self._conn, "select count(*) from effects"))
         except Exception as error:
@@ -107,13 +108,20 @@ class Lane:
         self._long_run = path.long_run
         if path.begins:
             return
-        give_up = time.monotonic() + paths.PATIENCE
-        while self._have_worker() and not value(
+        self._wait_for("the worker does not lie down", self._worker_is_idle)
+
+    def _worker_is_idle(self) -> bool:
+        self._have_worker()
+        return value(
             self._conn,
             "select exists (select from durable.idle_workers join durable.workers using (worker_id) where name = %s)",
             self._worker_name,
-        ):
-            assert time.monotonic() < give_up, "the worker does not lie down"
+        )
+
+    def _wait_for(self, otherwise: str, condition: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + paths.PATIENCE
+        while not condition():
+            assert time.monotonic() < give_up, otherwise
             time.sleep(paths.LOOK)
 
     @property

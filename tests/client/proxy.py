@@ -40,9 +40,10 @@ class Crash:
 class Proxy:
     """Listens on a Unix socket and passes on what clients and the server say, statement by statement.
 
-    After ``lose(text)`` the next statement that contains the text is executed; its answer is thrown away once the
-    server is ready again, and the connection is closed. After ``crash_at(…)`` the client that comes to that point is
-    killed; it hears no answer. ``calls`` are the names of the calls since then, in the order of the answers.
+    After ``lose(text)`` the next statement that contains the text, and is no claim that finds nothing, is executed; its
+    answer is thrown away once the server is ready again, and the connection is closed. After ``crash_at(…)`` the client
+    that comes to that point is killed; it hears no answer. ``calls`` are the names of the calls since then, in the order
+    of the answers.
     """
 
     def __init__(self, server: Path, directory: Path) -> None:
@@ -75,6 +76,10 @@ class Proxy:
             self._to_lose.clear()
             self.calls = []
             self.killed = None
+
+    def is_quiet(self) -> bool:
+        """Whether no request is under way: what has taken effect so far is among the calls."""
+        return not any(conversation.is_passing_on for conversation in self._conversations)
 
     def close(self) -> None:
         _close(self._listener)
@@ -144,6 +149,7 @@ class _Conversation:
         self._pid = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         self._prepared: dict[bytes, str] = {}
         self.is_open = True
+        self.is_passing_on = False
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
@@ -163,7 +169,10 @@ class _Conversation:
                 if self._server.fileno() in {file for file, _ in ready.poll()}:
                     self._client.sendall(_message(self._server)[2])
                 else:
+                    self.is_passing_on = True
                     self._pass_on_request()
+                    self.is_passing_on = False
+        self.is_passing_on = False
         self.close()
 
     def _pass_on_request(self) -> None:
@@ -187,9 +196,6 @@ class _Conversation:
             return
         called = re.search(r"durable\.(\w+)\(", statement)
         call = called[1] if called is not None else statement.split(None, 1)[0].upper()
-        if self._proxy.to_lose(statement):
-            self._answer(request)
-            raise EOFError
         by_the_clock = call in ("claim", "tick")
         if by_the_clock and self._proxy.is_in_question(call):
             self._try(call, request)
@@ -197,6 +203,8 @@ class _Conversation:
         if not by_the_clock and self._proxy.is_killed_before(call, self._pid):
             raise EOFError
         answer, rows = self._answer(request)
+        if (call != "claim" or rows) and self._proxy.to_lose(statement):
+            raise EOFError
         if _has_effect(call, rows) and self._proxy.is_killed_after(call, self._pid):
             raise EOFError
         self._client.sendall(answer)
