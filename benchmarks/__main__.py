@@ -76,13 +76,22 @@ def _run(args: argparse.Namespace) -> None:
         bench = Bench(cluster, args.systems, args.quick)
         measurements: list[Measurement] = []
         bystanders: dict[str, float] = {}
+        interrupted = None
         for scenario in scenarios:
             bench.log(scenario.title)
             others = machine.Bystanders()
-            for measurement in scenario.run(bench):
-                bench.log(f"  {measurement.system:16}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}")
-                measurements.append(measurement)
-            bystanders[scenario.name] = round(others.share(), 3)
+            try:
+                for measurement in scenario.run(bench):
+                    bench.log(
+                        f"  {measurement.system:16}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}"
+                    )
+                    measurements.append(measurement)
+            except (KeyboardInterrupt, _Told) as signalled:
+                # What was measured so far is kept.
+                interrupted = signalled
+                break
+            finally:
+                bystanders[scenario.name] = round(others.share(), 3)
         result = Run(
             mode=mode,
             started_at=started_at.isoformat(timespec="seconds"),
@@ -100,6 +109,8 @@ def _run(args: argparse.Namespace) -> None:
     _write(report.files(result, path.with_suffix(".md")))
     print(report.render(result))
     print(f"Kept in {path}")
+    if interrupted is not None:
+        sys.exit(f"Interrupted in {scenario.name}: what follows is missing.")
 
 
 def _render(args: argparse.Namespace) -> None:
@@ -139,8 +150,12 @@ def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+class _Told(BaseException):
+    """SIGTERM."""
+
+
 def _leave(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    raise _Told
 
 
 if __name__ == "__main__":

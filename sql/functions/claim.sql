@@ -43,6 +43,7 @@ declare
   v_queue text;
   v_priorities smallint[];
   v_starts bigint[];
+  v_seq bigint;
   v_due boolean;
   v_advanced boolean;
   v_queues integer := cardinality(claim.queues);
@@ -59,11 +60,13 @@ begin
     v_queue := claim.queues[1 + (v_first + i) % v_queues];
     v_advanced := false;
     loop
+      -- In a variable: as a volatile argument it would keep _is_due from being inlined.
+      v_seq := pg_sequence_last_value('durable.ready_seq');
       -- A lane that is there twice is looked through twice, which harms nothing. A short stretch that may still get rows
       -- is cheaper to read than to sweep.
       select array_agg(s.priority), array_agg(s.start_seq), bool_or(s.due) into v_priorities, v_starts, v_due
       from (
-        select n.priority, durable._is_due(m, pg_sequence_last_value('durable.ready_seq'), v_now) as due,
+        select n.priority, durable._is_due(m, v_seq, v_now) as due,
           coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
         from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
         where n.queue = v_queue order by n.priority) s;

@@ -4,9 +4,6 @@
 create function durable._ring(queue text, workflows integer)
 returns void language plpgsql as $$
 begin
-  if not exists (select from durable.idle_workers w where w.queue = _ring.queue) then
-    return;
-  end if;
   perform pg_notify('durable_worker_' || d.worker_id, '')
   from (select w.worker_id from durable.idle_workers w where w.queue = _ring.queue
         order by random() limit least(workflows, 100)) d;

@@ -158,22 +158,27 @@ class _Conversation:
         _close(self._server)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            (length,) = struct.unpack("!i", start := _read(self._client, 4))
-            self._server.sendall(start + _read(self._client, length - 4))
-            ready = select.poll()
-            ready.register(self._client, select.POLLIN)
-            ready.register(self._server, select.POLLIN)
-            while True:
-                # One at a time: the answer to a request may be what the server has just begun to say.
-                if self._server.fileno() in {file for file, _ in ready.poll()}:
-                    self._client.sendall(_message(self._server)[2])
-                else:
-                    self.is_passing_on = True
-                    self._pass_on_request()
-                    self.is_passing_on = False
-        self.is_passing_on = False
-        self.close()
+        try:
+            with contextlib.suppress(OSError, EOFError):
+                self._talk()
+        finally:
+            self.is_passing_on = False
+            self.close()
+
+    def _talk(self) -> None:
+        (length,) = struct.unpack("!i", start := _read(self._client, 4))
+        self._server.sendall(start + _read(self._client, length - 4))
+        ready = select.poll()
+        ready.register(self._client, select.POLLIN)
+        ready.register(self._server, select.POLLIN)
+        while True:
+            # One at a time: the answer to a request may be what the server has just begun to say.
+            if self._server.fileno() in {file for file, _ in ready.poll()}:
+                self._client.sendall(_message(self._server)[2])
+            else:
+                self.is_passing_on = True
+                self._pass_on_request()
+                self.is_passing_on = False
 
     def _pass_on_request(self) -> None:
         """One statement with its answer, or what else the client says at once."""
@@ -243,7 +248,8 @@ def _has_effect(call: str, rows: list[str]) -> bool:
     if call == "claim":
         return bool(rows)
     if call == "tick":
-        report = json.loads(rows[0])
+        # None when it was cancelled.
+        report = json.loads(rows[0]) if rows else {}
         return any(report.get(part) for part in _MOVES)
     return True
 
