@@ -15,7 +15,7 @@ from durable_client import AsyncContext, Context, Durable, InvalidArgument, Work
 
 from client.workers import working
 from clusters import Database
-from engine import call, rows, value
+from engine import Connection, call, rows, value
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -101,16 +101,44 @@ def test_16_workers_never_run_the_same_workflow(app: Durable, db: Database) -> N
     assert sorted(ran) == list(range(500))
 
 
-def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without the bell it would look after an hour.
+@pytest.fixture
+def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bell a worker would look after an hour."""
     for poll in ("_FIRST_POLL", "_POLL"):
         monkeypatch.setattr(f"durable_client._worker.{poll}", 3600.0)
+
+
+def until_idle(conn: Connection) -> None:
+    while not value(conn, "select exists (select from durable.idle_workers)"):
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("without_polls")
+def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> None:
     run = declare(app, [])
     conn = db.connect()
     with working(app):
         for n in range(5):
-            while not value(conn, "select exists (select from durable.idle_workers)"):
-                time.sleep(0.01)
+            until_idle(conn)
+            assert app.enqueue(run, n).result(timeout=60) == n
+
+
+@pytest.mark.usefixtures("without_polls")
+def test_an_idle_worker_is_woken_also_when_the_connection_where_it_listened_was_lost(app: Durable, db: Database) -> None:
+    run = declare(app, [])
+    conn = db.connect()
+    with working(app):
+        for n in range(5):
+            until_idle(conn)
+            ended = value(
+                conn,
+                """select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity
+                   where datname = current_database() and application_name = 'durable control'""",
+            )
+            assert ended == 1
+            assert app.enqueue(run, n).result(timeout=60) == n
+            # And once more on the new connection.
+            until_idle(conn)
             assert app.enqueue(run, n).result(timeout=60) == n
 
 
@@ -125,8 +153,7 @@ def test_what_is_committed_after_a_worker_lay_down_is_found_though_nobody_rings(
             # Nobody is idle yet, so nobody is to be rung for.
             handle = app.enqueue(run, 1, conn=conn)
             running.enter_context(working(app))
-            while not value(other, "select exists (select from durable.idle_workers)"):
-                time.sleep(0.01)
+            until_idle(other)
             # By then it has looked once more.
             time.sleep(0.2)
         assert handle.result(timeout=30) == 1

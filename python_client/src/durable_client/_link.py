@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -119,17 +119,13 @@ async def _accepts_connections(dsn: str) -> bool:
 
 class Link:
     """One autocommit connection. Statements are sent one at a time, prepared unless a pooler is between, and again
-    after the connection was lost. It can listen beside that."""
+    after the connection was lost."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self._dsn = dsn
         self._name = name
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
-        self._channel: str | None = None
-        self._heard: Callable[[str], None] | None = None
-        # The socket that is read between statements.
-        self._watched: int | None = None
         self.reconnects = 0
         self.direct = True
 
@@ -160,78 +156,30 @@ class Link:
             self._dsn, autocommit=True, application_name=f"durable {self._name}"
         )
         self.direct = is_direct(self._conn, await (await self._conn.execute(_calls.BACKEND)).fetchone())
-        self._conn.add_notify_handler(self._on_notify)
-        if self._channel is not None:
-            await self._conn.execute(f'listen "{self._channel}"')
 
     async def close(self) -> None:
-        self._unwatch()
         if self._conn is not None:
             await self._conn.close()
-
-    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
-        """Listens to a channel for as long as there is this link, also on its next connections.
-
-        ``heard`` gets each payload at once, on the event loop; it gets "" when the connection is lost, for nobody knows
-        what is said until there is another one.
-        """
-        self._channel, self._heard = channel, heard
-        await self.execute(f'listen "{channel}"')
-
-    def _on_notify(self, notification: psycopg.Notify) -> None:
-        """What comes with the answer to a statement."""
-        if self._heard is not None:
-            self._heard(notification.payload)
-
-    def _watch(self) -> None:
-        """Reads what the server says unasked, until the next statement: its answer is for psycopg to read."""
-        if self._heard is not None and self._conn is not None and not self._conn.closed:
-            self._watched = self._conn.fileno()
-            asyncio.get_running_loop().add_reader(self._watched, self._read)
-
-    def _unwatch(self) -> None:
-        if self._watched is not None:
-            asyncio.get_running_loop().remove_reader(self._watched)
-            self._watched = None
-
-    def _read(self) -> None:
-        assert self._conn is not None
-        assert self._heard is not None
-        try:
-            self._conn.pgconn.consume_input()
-        except psycopg.OperationalError:
-            self._unwatch()
-            self._heard("")
-            return
-        while (notification := self._conn.pgconn.notifies()) is not None:
-            self._heard(notification.extra.decode())
 
     async def execute(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement. Raises psycopg.Error only for errors that sending it again would not mend."""
         async with self._lock:
-            self._unwatch()
-            try:
-                return await self._execute(query, parameters)
-            finally:
-                self._watch()
-
-    async def _execute(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        tries = 0
-        while True:
-            try:
-                if self._conn is None or self._conn.closed:
-                    await self._reconnect()
-                assert self._conn is not None
-                cursor = await self._conn.execute(query, parameters, prepare=self.direct)
-                return await cursor.fetchall() if cursor.description else []
-            except psycopg.Error as error:
-                lost = connection_lost(error, self._conn is None or self._conn.closed)
-                if not lost and not (transient(error) and tries < 10):
-                    raise
-                if lost and self._conn is not None:
-                    await self._conn.close()
-                await asyncio.sleep(pause(tries))
-                tries += 1
+            tries = 0
+            while True:
+                try:
+                    if self._conn is None or self._conn.closed:
+                        await self._reconnect()
+                    assert self._conn is not None
+                    cursor = await self._conn.execute(query, parameters, prepare=self.direct)
+                    return await cursor.fetchall()
+                except psycopg.Error as error:
+                    lost = connection_lost(error, self._conn is None or self._conn.closed)
+                    if not lost and not (transient(error) and tries < 10):
+                        raise
+                    if lost and self._conn is not None:
+                        await self._conn.close()
+                    await asyncio.sleep(pause(tries))
+                    tries += 1
 
     async def _reconnect(self) -> None:
         tries = 0

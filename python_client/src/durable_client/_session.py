@@ -1,4 +1,4 @@
-"""The worker's session: its advisory lock and its heartbeat, in a thread of their own.
+"""The worker's session: its advisory lock, its heartbeat and its doorbell, in a thread of their own.
 
 A thread, so that code that blocks the event loop does not let the lease run out.
 """
@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -26,19 +23,21 @@ Held = Callable[[], tuple[Sequence[str], Sequence[int], list[dict[str, Any]]]]
 
 # How long a server may go on with a claim after its connection was lost: it may wait for a lock, or a replica.
 _WATCH = 600.0
+# How long the thread sleeps at the most before it looks whether it must stop.
+_LOOK = 0.2
 
 
 class Session(threading.Thread):
     """Holds the session of one worker until it is stopped.
 
-    ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_lost``, ``on_stray`` (a lease
-    about to be given back) and ``on_attach`` (the channel where the worker is called, each time that there is a new
-    session) are called in this thread.
+    ``held`` gives the workflows, leases and long-running steps for the heartbeat; ``on_bell``, ``on_lost``,
+    ``on_stray`` (a lease about to be given back) and ``on_attach`` (a new channel) are called in this thread.
     """
 
     def __init__(
         self, dsn: str, worker: str, queues: Sequence[str], beat: float, held: Held, *,
-        on_lost: Callable[[str, int, str], None], on_stray: Callable[[int], None], on_attach: Callable[[str], None],
+        on_bell: Callable[[], None], on_lost: Callable[[str, int, str], None],
+        on_stray: Callable[[int], None], on_attach: Callable[[], None],
     ) -> None:  # fmt: skip
         super().__init__(name="durable-session", daemon=True)
         self._dsn = dsn
@@ -46,6 +45,7 @@ class Session(threading.Thread):
         self._queues = _calls.text_array(queues)
         self._beat = beat
         self._held = held
+        self._on_bell = on_bell
         self._on_lost = on_lost
         self._on_stray = on_stray
         self._strays: set[tuple[str, int]] = set()
@@ -53,25 +53,14 @@ class Session(threading.Thread):
         self._on_attach = on_attach
         self._stopping = threading.Event()
         self._channel = ""
-        # Whether all that a connection asks comes to one backend, which can hold the lock and listen.
+        # Whether all that this connection asks comes to one backend, which can hold the lock and listen.
         self._keeps_backend = True
         self._attached = threading.Event()
         self._refusal: psycopg.Error | None = None
-        # What arrives here ends the thread's waiting.
-        self._woken, self._wake = socket.socketpair()
-        self._waking = threading.Lock()
-        self._wake.setblocking(False)
 
     def stop(self) -> None:
         """Ends the thread; its connection, and with it the lock, is closed."""
         self._stopping.set()
-        self.beat()
-
-    def beat(self) -> None:
-        """Sends a heartbeat at once, to hear what must be stopped."""
-        # Closed at the end of the thread; full when it has been told often enough.
-        with self._waking, suppress(OSError):
-            self._wake.send(b"!")
 
     def watch_for_strays(self) -> None:
         """From now on and for a while, gives back what a claim brings whose connection was lost."""
@@ -84,14 +73,6 @@ class Session(threading.Thread):
             raise self._refusal
 
     def run(self) -> None:
-        try:
-            self._run()
-        finally:
-            with self._waking:
-                self._wake.close()
-                self._woken.close()
-
-    def _run(self) -> None:
         tries = 0
         while not self._stopping.is_set():
             try:
@@ -115,25 +96,23 @@ class Session(threading.Thread):
     def _keep(self, conn: psycopg.Connection[Any]) -> None:
         self._attach(conn)
         self._attached.set()
-        with selectors.DefaultSelector() as ready:
-            ready.register(self._woken, selectors.EVENT_READ)
-            ready.register(conn, selectors.EVENT_READ)
-            while not self._stopping.is_set():
+        next_beat = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() >= next_beat:
                 self._heartbeat(conn)
                 # Also after this worker was declared dead: it comes back under a new number, and a new channel.
                 self._attach(conn)
-                self._wait(conn, ready)
-
-    def _wait(self, conn: psycopg.Connection[Any], ready: selectors.BaseSelector) -> None:
-        """Until the next heartbeat is due or asked for. Raises when the connection is lost."""
-        due = time.monotonic() + self._beat
-        while (left := due - time.monotonic()) > 0:
-            found = {key.fileobj for key, _ in ready.select(left)}
-            if conn in found:
-                conn.pgconn.consume_input()
-            if self._woken in found:
-                self._woken.recv(64)
-                return
+                next_beat = time.monotonic() + self._beat
+            wait = max(0.0, min(_LOOK, next_beat - time.monotonic()))
+            if not self._keeps_backend:
+                self._stopping.wait(wait)
+                continue
+            # A list, for the generator keeps the connection to itself until it is exhausted.
+            for notification in list(conn.notifies(timeout=wait, stop_after=1)):
+                if notification.payload == "cancel":
+                    self._heartbeat(conn)
+                else:
+                    self._on_bell()
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         if not self._keeps_backend:
@@ -144,7 +123,8 @@ class Session(threading.Thread):
         assert row is not None
         if row[0] != self._channel:
             self._channel = row[0]
-            self._on_attach(self._channel)
+            conn.execute(f'listen "{self._channel}"')
+            self._on_attach()
 
     def _heartbeat(self, conn: psycopg.Connection[Any]) -> None:
         workflow_ids, leases, steps = self._held()

@@ -140,9 +140,10 @@ class Worker:
             self._thread_engine = ThreadEngine(self._engine, self._writer, submitted)
             self._session = session = Session(
                 self._dsn, self.name, self.queues, lease / 3, lambda: self._held(lease / 3),
+                on_bell=lambda: self._from_session(self._bell.set),
                 on_lost=lambda *lost: self._from_session(self._lose, *lost),
                 on_stray=self._given_back.add,
-                on_attach=lambda channel: self._from_session(self._attached, channel),
+                on_attach=lambda: self._from_session(self._attached),
             )  # fmt: skip
             opened.callback(session.stop)
             session.start()
@@ -232,8 +233,6 @@ class Worker:
             _calls.CLAIM, (self.name, _calls.text_array(self.queues), free, _calls.text_array(self._workflows))
         )
         if self._link.reconnects != before:
-            # Nobody rang for this worker while it had no connection.
-            self._announced = False
             self._session.watch_for_strays()
             rows += await self._reclaim(rows)
         claimed = [Claimed._make(row) for row in rows]
@@ -418,23 +417,10 @@ class Worker:
             run.interrupt(error if isinstance(error, DurableError) else None)
         self._next = deque(each for each in self._next if each.lease != lease)
 
-    def _attached(self, channel: str) -> None:
-        task = self._loop.create_task(self._listen(channel))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _listen(self, channel: str) -> None:
-        # On the connection that claims, whose backend is then awake already.
-        await self._link.listen(channel, self._heard)
+    def _attached(self) -> None:
         # A new session has a new channel, and after a crash Postgres has forgotten who is idle.
         self._announced, self._has_channel = False, True
         self._bell.set()
-
-    def _heard(self, payload: str) -> None:
-        if payload == "cancel":
-            self._session.beat()
-        else:
-            self._bell.set()
 
     # Stopping
 
