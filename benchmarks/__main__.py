@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks import machine, report, systems
 from benchmarks.bench import Bench
@@ -67,7 +66,7 @@ def main() -> None:
 
 def _run(args: argparse.Namespace) -> None:
     # The cluster is stopped on the way out, so a signal must take that way.
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scenarios = [s for s in SCENARIOS if s.name in args.scenarios]
     started_at, started = datetime.now(timezone.utc), time.monotonic()
     mode: Mode = "quick" if args.quick else "full"
@@ -76,7 +75,7 @@ def _run(args: argparse.Namespace) -> None:
         bench = Bench(cluster, args.systems, args.quick)
         measurements: list[Measurement] = []
         bystanders: dict[str, float] = {}
-        interrupted = None
+        interrupted_in = None
         for scenario in scenarios:
             bench.log(scenario.title)
             others = machine.Bystanders()
@@ -86,9 +85,9 @@ def _run(args: argparse.Namespace) -> None:
                         f"  {measurement.system:16}{measurement.metric}: {measurement.value:,.4g} {measurement.unit}"
                     )
                     measurements.append(measurement)
-            except (KeyboardInterrupt, _Told) as signalled:
+            except KeyboardInterrupt:
                 # What was measured so far is kept.
-                interrupted = signalled
+                interrupted_in = scenario.name
                 break
             finally:
                 bystanders[scenario.name] = round(others.share(), 3)
@@ -102,6 +101,7 @@ def _run(args: argparse.Namespace) -> None:
             payload={"input": ORDER, "step output": charge(ORDER), "output": charge(ORDER)},
             bystanders=bystanders,
             measurements=measurements,
+            interrupted_in=interrupted_in,
         )
     RESULTS.mkdir(exist_ok=True)
     path = args.output or RESULTS / f"{started_at:%Y%m%d-%H%M%S}-{mode}.json"
@@ -109,8 +109,8 @@ def _run(args: argparse.Namespace) -> None:
     _write(report.files(result, path.with_suffix(".md")))
     print(report.render(result))
     print(f"Kept in {path}")
-    if interrupted is not None:
-        sys.exit(f"Interrupted in {scenario.name}: what follows is missing.")
+    if interrupted_in is not None:
+        sys.exit(1)
 
 
 def _render(args: argparse.Namespace) -> None:
@@ -148,14 +148,6 @@ def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
-
-
-class _Told(BaseException):
-    """SIGTERM."""
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    raise _Told
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ class Run:
     payload: dict[str, Any]
     bystanders: dict[str, float]  # by scenario, the share of the processors that went to other processes
     measurements: list[Measurement]
+    interrupted_in: str | None = None  # the scenario from which on measurements are missing
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps({"format": 1, **asdict(self)}, indent=1) + "\n")

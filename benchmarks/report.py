@@ -130,6 +130,8 @@ def _conditions(run: Run) -> Iterable[str]:
         )
         + "."
     )
+    if run.interrupted_in is not None:
+        yield f"**Interrupted** in {run.interrupted_in}: what follows is missing."
     disturbed = {name: share for name, share in run.bystanders.items() if share >= DISTURBED}
     if disturbed:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in disturbed.items())

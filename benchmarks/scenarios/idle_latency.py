@@ -20,7 +20,7 @@ SEED = 1
 def run(bench: Bench) -> Iterator[Measurement]:
     samples = 10 if bench.quick else 100
     settings = {"samples": samples, "gap_s": list(GAP)}
-    for system in bench.chosen("durable", "absurd", "dbos"):
+    for system in bench.chosen("durable", "absurd", "dbos", "graphile_worker"):
         latencies = _latencies(bench, system, samples)
         for metric, share, limit in (("p50", 0.5, 4.0), ("p99", 0.99, 10.0)):
             yield Measurement.of(

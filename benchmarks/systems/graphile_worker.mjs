@@ -1,4 +1,5 @@
-// node graphile_worker.mjs install DSN | work DSN SETTINGS
+// node graphile_worker.mjs install DSN | work DSN SETTINGS | mark DSN FILE_DESCRIPTOR
+import { writeSync } from "node:fs";
 import { Logger, run, runMigrations } from "graphile-worker";
 import pg from "pg";
 
@@ -8,6 +9,14 @@ const POLL_MS = 5;
 
 if (verb === "install") {
   await runMigrations({ connectionString, logger });
+} else if (verb === "mark") {
+  // With its default settings. The clock is the one of time.monotonic() in Python.
+  const mark = ({ sample }) => {
+    const at = Number(process.hrtime.bigint()) / 1e9;
+    writeSync(Number(given), `${sample} ${process.pid} ${at}\n`);
+  };
+  const runner = await run({ connectionString, logger, parsedCronItems: [], taskList: { mark } });
+  await runner.promise;
 } else {
   const settings = JSON.parse(given);
   let startedAt;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -12,7 +14,7 @@ from psycopg import Connection
 
 from benchmarks.processes import IN_FLIGHT, WorkerOptions
 from benchmarks.systems import _node
-from benchmarks.systems._protocol import Drain
+from benchmarks.systems._protocol import Drain, Producer
 from benchmarks.workload import ORDER
 
 SCRIPT = "graphile_worker.mjs"
@@ -44,9 +46,21 @@ class _GraphileWorker:
                 [workflow, json.dumps(ORDER), count],
             )
 
+    @contextmanager
+    def producer(self, dsn: str) -> Iterator[Producer]:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+
+            def enqueue(workflow: str, value: dict[str, Any]) -> None:
+                conn.execute("select graphile_worker.add_job(%s, %s::json)", [workflow, json.dumps(value)])
+
+            yield enqueue
+
     def serve(self, options: WorkerOptions) -> None:
-        settings = json.dumps(self.throughput_settings(options.in_flight))
-        command = _node.command(SCRIPT, "work", options.dsn, settings)
+        if options.profile == "default":
+            command = _node.command(SCRIPT, "mark", options.dsn, str(options.mark_fd))
+        else:
+            settings = json.dumps(self.throughput_settings(options.in_flight))
+            command = _node.command(SCRIPT, "work", options.dsn, settings)
         os.execv(command[0], command)
 
     def unfinished(self, conn: Connection[Any]) -> bool:
