@@ -124,7 +124,9 @@ def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> No
 
 
 @pytest.mark.usefixtures("without_polls")
-def test_an_idle_worker_is_woken_also_when_the_connection_where_it_listened_was_lost(app: Durable, db: Database) -> None:
+def test_an_idle_worker_is_woken_also_when_the_connection_where_it_listened_was_lost(
+    app: Durable, db: Database
+) -> None:
     run = declare(app, [])
     conn = db.connect()
     with working(app):
