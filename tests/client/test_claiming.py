@@ -15,7 +15,7 @@ from durable_client import AsyncContext, Context, Durable, InvalidArgument, Work
 
 from client.workers import working
 from clusters import Database
-from engine import Connection, call, rows, value
+from engine import Connection, call, rows, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -109,8 +109,7 @@ def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def until_idle(conn: Connection) -> None:
-    while not value(conn, "select exists (select from durable.idle_workers)"):
-        time.sleep(0.01)
+    wait_until(conn, "select exists (select from durable.idle_workers)")
 
 
 @pytest.mark.usefixtures("without_polls")
@@ -124,9 +123,7 @@ def test_an_idle_worker_is_woken_by_an_enqueue(app: Durable, db: Database) -> No
 
 
 @pytest.mark.usefixtures("without_polls")
-def test_an_idle_worker_is_woken_also_when_the_connection_where_it_listened_was_lost(
-    app: Durable, db: Database
-) -> None:
+def test_an_idle_worker_is_woken_also_when_the_connection_where_it_claims_was_lost(app: Durable, db: Database) -> None:
     run = declare(app, [])
     conn = db.connect()
     with working(app):

@@ -12,7 +12,7 @@ from . import _values
 from ._database import connect_to_schema, in_utc
 from ._enqueue import read_json
 from ._options import dsn_option, output_option
-from ._output import Column, duration, one_line, print_json, print_table
+from ._output import Column, duration, one_line, print_table, say
 
 _STATES = ["pending", "decided", "expired", "withdrawn"]
 _DECISIONS = {"approve": "approved", "reject": "rejected"}
@@ -108,9 +108,9 @@ def decide(
     document = read_json(data, "'--data'")
     with connect_to_schema(dsn) as conn, translated():
         is_first = conn.execute(_calls.DECIDE, [approval_id, decided, by, comment, document]).fetchone() == (True,)
-    if output == "json":
-        print_json({"approval_id": approval_id, "decision": decided, "decided": is_first})
-    elif is_first:
-        click.echo(f"{decided.capitalize()} {approval_id}")
-    else:
-        click.echo(f"{approval_id} was {decided} before; nothing was changed.")
+    text = (
+        f"{decided.capitalize()} {approval_id}"
+        if is_first
+        else f"{approval_id} was {decided} before; nothing was changed."
+    )
+    say(output, text, {"approval_id": approval_id, "decision": decided, "decided": is_first})

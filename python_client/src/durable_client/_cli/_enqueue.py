@@ -11,7 +11,7 @@ from .._errors import translated
 from . import _values
 from ._database import connect_to_schema
 from ._options import dsn_option, output_option
-from ._output import print_json
+from ._output import say
 
 
 @click.command()
@@ -75,10 +75,7 @@ def enqueue(
             [workflow, document, queue, key, priority, run_at, delay, max_attempts, timeout, json.dumps(tags)],
         ).fetchone()
     assert row is not None
-    if output == "json":
-        print_json({"workflow_id": row[0]})
-    else:
-        click.echo(f"Enqueued {workflow} as {row[0]}")
+    say(output, f"Enqueued {workflow} as {row[0]}", {"workflow_id": row[0]})
 
 
 def read_json(text: str | None, hint: str) -> str | None:

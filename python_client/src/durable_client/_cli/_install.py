@@ -14,7 +14,7 @@ from .._schema import install as install_plain
 from .._version import __version__
 from ._database import Connection, connect
 from ._options import dsn_option, output_option
-from ._output import print_json
+from ._output import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,10 @@ def install(dsn: str | None, form: Literal["extension", "sql"] | None, output: s
     """
     with connect(dsn) as conn:
         found = install_schema(conn, form)
-    if output == "json":
-        print_json({"version": found.version, "form": found.form, "installed": found.is_new})
-        return
     shape = "as an extension" if found.form == "extension" else "as plain SQL"
-    click.echo(
+    text = (
         f"Installed durable {found.version} {shape}."
         if found.is_new
         else f"durable {found.version} is already installed {shape}; nothing was changed."
     )
+    say(output, text, {"version": found.version, "form": found.form, "installed": found.is_new})

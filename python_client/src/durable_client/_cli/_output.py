@@ -96,6 +96,14 @@ def print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document))
 
 
+def say(output: str, text: str, document: dict[str, Any]) -> None:
+    """What a command has done: the sentence, or the document for ``-o json``."""
+    if output == "json":
+        print_json(document)
+    else:
+        click.echo(text)
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 

@@ -12,7 +12,7 @@ from . import _values
 from ._app import load_app
 from ._database import Connection, connect_to_schema
 from ._options import dsn_option, output_option
-from ._output import Column, moment, one_line, print_fields, print_json, print_table
+from ._output import Column, moment, one_line, print_fields, print_json, print_table, say
 
 _SCHEDULE_JSON = """
   'name', s.name, 'cron', s.cron, 'timezone', s.timezone, 'workflow', s.workflow, 'queue', s.queue, 'input', s.input,
@@ -202,7 +202,7 @@ def pause(name: str, reason: str | None, dsn: str | None, output: str) -> None:
       durable schedule pause nightly-report --reason "the warehouse is being moved"
     """
     _call(dsn, _calls.PAUSE_SCHEDULE, [name, reason])
-    _say(output, f"Paused {name}", {"schedule": name, "paused": True})
+    say(output, f"Paused {name}", {"schedule": name, "paused": True})
 
 
 @schedule.command()
@@ -220,7 +220,7 @@ def resume(name: str, dsn: str | None, output: str) -> None:
     """
     due = _call(dsn, _calls.RESUME_SCHEDULE, [name])
     said = "it is not due again" if due is None else f"due next at {_time(due)}"
-    _say(output, f"Resumed {name}: {said}", {"schedule": name, "next_at": None if due is None else due.isoformat()})
+    say(output, f"Resumed {name}: {said}", {"schedule": name, "next_at": None if due is None else due.isoformat()})
 
 
 @schedule.command()
@@ -237,7 +237,7 @@ def trigger(name: str, dsn: str | None, output: str) -> None:
       durable schedule trigger nightly-report
     """
     workflow_id = _call(dsn, _calls.TRIGGER_SCHEDULE, [name])
-    _say(output, f"Enqueued {workflow_id}", {"schedule": name, "workflow_id": workflow_id})
+    say(output, f"Enqueued {workflow_id}", {"schedule": name, "workflow_id": workflow_id})
 
 
 @schedule.command()
@@ -255,7 +255,7 @@ def remove(name: str, dsn: str | None, output: str) -> None:
     """
     if not _call(dsn, _calls.UNSCHEDULE, [name]):
         raise DurableError(f"there is no schedule {name!r}", hint="`durable schedule list` shows what there is.")
-    _say(output, f"Removed {name}", {"schedule": name, "removed": True})
+    say(output, f"Removed {name}", {"schedule": name, "removed": True})
 
 
 @schedule.command()
@@ -306,10 +306,3 @@ def _call(dsn: str | None, query: str, parameters: list[Any]) -> Any:
         row = conn.execute(query.encode(), parameters).fetchone()
     assert row is not None
     return row[0]
-
-
-def _say(output: str, text: str, document: dict[str, Any]) -> None:
-    if output == "json":
-        print_json(document)
-    else:
-        click.echo(text)

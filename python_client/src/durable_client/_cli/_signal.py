@@ -8,7 +8,7 @@ from . import _values
 from ._database import connect_to_schema
 from ._enqueue import read_json
 from ._options import dsn_option, output_option
-from ._output import print_json
+from ._output import say
 
 
 @click.command()
@@ -31,12 +31,12 @@ def send(workflow_id: str, topic: str, payload_json: str | None, key: str | None
     payload = read_json(payload_json, "'PAYLOAD_JSON'")
     with connect_to_schema(dsn) as conn, translated():
         is_first = conn.execute(_calls.SEND, [workflow_id, topic, payload, key]).fetchone() == (True,)
-    if output == "json":
-        print_json({"workflow_id": workflow_id, "topic": topic, "sent": is_first})
-    elif is_first:
-        click.echo(f"Sent to {workflow_id}")
-    else:
-        click.echo(f"{workflow_id} was sent a message with this key before; nothing was sent.")
+    text = (
+        f"Sent to {workflow_id}"
+        if is_first
+        else f"{workflow_id} was sent a message with this key before; nothing was sent."
+    )
+    say(output, text, {"workflow_id": workflow_id, "topic": topic, "sent": is_first})
 
 
 @click.command()
@@ -59,9 +59,5 @@ def emit(event: str, payload_json: str | None, dsn: str | None, output: str) -> 
     payload = read_json(payload_json, "'PAYLOAD_JSON'")
     with connect_to_schema(dsn) as conn, translated():
         is_first = conn.execute(_calls.EMIT, [event, payload]).fetchone() == (True,)
-    if output == "json":
-        print_json({"event": event, "emitted": is_first})
-    elif is_first:
-        click.echo(f"Emitted {event}")
-    else:
-        click.echo(f"{event} was emitted before; nothing was changed.")
+    text = f"Emitted {event}" if is_first else f"{event} was emitted before; nothing was changed."
+    say(output, text, {"event": event, "emitted": is_first})

@@ -10,7 +10,7 @@ from . import _values
 from ._database import Connection, connect_to_schema
 from ._enqueue import read_json
 from ._options import dsn_option, output_option
-from ._output import print_json
+from ._output import say
 
 _ENDED = ("completed", "failed", "cancelled")
 _REPLACE = "'--replace'"
@@ -36,10 +36,7 @@ def cancel(workflow_id: str, reason: str | None, dsn: str | None, output: str) -
                 f"workflow {workflow_id} was not cancelled",
                 detail=f"It has already ended: it is {_status(conn, workflow_id)}.",
             )
-    if output == "json":
-        print_json({"workflow_id": workflow_id, "status": "cancelled"})
-    else:
-        click.echo(f"Cancelled {workflow_id}")
+    say(output, f"Cancelled {workflow_id}", {"workflow_id": workflow_id, "status": "cancelled"})
 
 
 @click.command()
@@ -62,10 +59,11 @@ def retry(workflow_id: str, dsn: str | None, output: str) -> None:
                 detail=f"It is {_status(conn, workflow_id)}.",
                 hint="Only failed and cancelled workflows can.",
             )
-    if output == "json":
-        print_json({"workflow_id": workflow_id, "status": "pending"})
-    else:
-        click.echo(f"Workflow {workflow_id} goes on from its last checkpoint.")
+    say(
+        output,
+        f"Workflow {workflow_id} goes on from its last checkpoint.",
+        {"workflow_id": workflow_id, "status": "pending"},
+    )
 
 
 @click.command()
@@ -90,10 +88,7 @@ def pause(workflow_id: str, reason: str | None, dsn: str | None, output: str) ->
             f"workflow {workflow_id} was not paused",
             detail=f"It is {status}{'' if status in _ENDED else ' and paused already'}.",
         )
-    if output == "json":
-        print_json({"workflow_id": workflow_id, "status": status})
-    else:
-        click.echo(f"Paused {workflow_id}")
+    say(output, f"Paused {workflow_id}", {"workflow_id": workflow_id, "status": status})
 
 
 @click.command()
@@ -114,10 +109,7 @@ def resume(workflow_id: str, dsn: str | None, output: str) -> None:
         status = _status(conn, workflow_id)
     if not done:
         raise DurableError(f"workflow {workflow_id} is not paused", detail=f"It is {status}.")
-    if output == "json":
-        print_json({"workflow_id": workflow_id, "status": status})
-    else:
-        click.echo(f"Resumed {workflow_id}")
+    say(output, f"Resumed {workflow_id}", {"workflow_id": workflow_id, "status": status})
 
 
 @click.command()
@@ -157,10 +149,7 @@ def fork(
     with connect_to_schema(dsn) as conn, translated():
         row = conn.execute(_calls.FORK, [workflow_id, from_step, document, f"{{{replaced}}}"]).fetchone()
     assert row is not None
-    if output == "json":
-        print_json({"workflow_id": row[0], "forked_from": workflow_id})
-    else:
-        click.echo(f"Forked {workflow_id} as {row[0]}")
+    say(output, f"Forked {workflow_id} as {row[0]}", {"workflow_id": row[0], "forked_from": workflow_id})
 
 
 def _status(conn: Connection, workflow_id: str) -> str:
