@@ -141,7 +141,9 @@ def typed(function: Callable[..., Any], annotation: Any, *parameters: str) -> An
 
 
 def plain_repr(value: Any) -> str:
-    """jsonb knows no negative zero, and pydantic has a time zone class of its own."""
+    """jsonb knows no negative zero, pydantic has a time zone class of its own, and equal sets may show their members in another order."""
+    if isinstance(value, set | frozenset):
+        return repr(sorted(value))
     return repr(value).replace("-0.0", "0.0").replace("TzInfo(0)", "datetime.timezone.utc")
 
 
