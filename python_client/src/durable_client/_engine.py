@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -64,8 +64,8 @@ class AsyncEngine:
         await self.async_pool.close()
         await asyncio.to_thread(self.pool.close)
 
-    async def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Any:
-        return await invoke_async(step, self.threads, args, kwargs)
+    def invoke(self, run: Run, step: Step[Any, Any], args: Any, kwargs: Any) -> Awaitable[Any]:
+        return invoke_async(step, self.threads, args, kwargs)
 
     async def pause(self, run: Run, length: float) -> None:
         """Lets so many seconds pass, or fewer when the code must stop."""

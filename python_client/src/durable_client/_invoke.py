@@ -29,23 +29,27 @@ async def contained(body: Awaitable[Any]) -> Any:
         raise BodyExited(repr(error)) from error
 
 
-async def invoke_async(step: Step[Any, Any], threads: concurrent.futures.Executor, args: Any, kwargs: Any) -> Any:
+def invoke_async(
+    step: Step[Any, Any], threads: concurrent.futures.Executor, args: Any, kwargs: Any
+) -> Coroutine[Any, Any, Any]:
     """Runs a step's body from the event loop."""
     if step.is_async:
         body = step.function(*args, **kwargs)
     else:
         body = in_thread(threads, functools.partial(step.function, *args, **kwargs))
-    if step.timeout is None:
-        return await contained(body)
-    task = asyncio.ensure_future(contained(body))
+    return contained(body) if step.timeout is None else _within(step.timeout, contained(body))
+
+
+async def _within(timeout: float, body: Coroutine[Any, Any, Any]) -> Any:
+    task = asyncio.ensure_future(body)
     try:
-        done, _ = await asyncio.wait([task], timeout=step.timeout)
+        done, _ = await asyncio.wait([task], timeout=timeout)
     except asyncio.CancelledError:
         task.cancel()
         raise
     if not done:
         task.cancel()
-        raise BodyTimedOut(f"took longer than its timeout of {step.timeout:g} s")
+        raise BodyTimedOut(f"took longer than its timeout of {timeout:g} s")
     return task.result()
 
 

@@ -128,7 +128,7 @@ class Run:
 
     def count(self, kind: str) -> int:
         """1, 2, 3… for the calls of one kind; safe for threads."""
-        return next(self._counts.setdefault(kind, itertools.count(1)))
+        return next(self._counts.get(kind) or self._counts.setdefault(kind, itertools.count(1)))
 
     def database_now(self) -> datetime:
         """The database's clock, carried on since the claim by this machine's monotonic one."""

@@ -7,6 +7,7 @@ of checkpoints together; no timer delays anything, and nothing is acknowledged b
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from ._link import Link
 # One flush takes at most this many items, and stops taking more past this size.
 _MOST_ITEMS = 1000
 _MOST_CHARACTERS = 8_000_000
+# A flush leaves the other links their share, so that Postgres works on one flush while the workflows that another has
+# woken run on. It takes no fewer items than this, for each flush costs a commit.
+_LEAST_SHARE = 50
 
 
 class Waiter(Protocol):
@@ -75,6 +79,8 @@ class Writer:
         self._idle: deque[Link] = deque(links)
         self._flushes: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        # Items of the flushes under way.
+        self._under_way = 0
         self._loop = asyncio.get_running_loop()
 
     def checkpoint(self, item: Checkpoint) -> None:
@@ -108,14 +114,24 @@ class Writer:
     async def _run(self, link: Link) -> None:
         try:
             while self._checkpoints or self._completions:
-                room = [_MOST_ITEMS, _MOST_CHARACTERS]
-                checkpoints = _take(self._checkpoints, room)
-                completions = _take(self._completions, room)
+                checkpoints, completions = self._take_share()
+                self._under_way += (taken := len(checkpoints) + len(completions))
                 await self._flush(link, checkpoints, completions)
+                self._under_way -= taken
                 # Let the workflows run on that this flush has woken: what they write belongs into the next one.
                 await asyncio.sleep(0)
         finally:
             self._idle.append(link)
+
+    def _take_share(self) -> tuple[list[Checkpoint], list[Completion]]:
+        """What the next flush takes of what waits; another link is woken for what it leaves."""
+        unfinished = len(self._checkpoints) + len(self._completions) + self._under_way
+        share = max(_LEAST_SHARE, math.ceil(unfinished / len(self._links)))
+        room = [min(share, _MOST_ITEMS), _MOST_CHARACTERS]
+        taken = _take(self._checkpoints, room), _take(self._completions, room)
+        if (self._checkpoints or self._completions) and self._idle and not self._scheduled:
+            self._schedule()
+        return taken
 
     async def _flush(self, link: Link, checkpoints: list[Checkpoint], completions: list[Completion]) -> None:
         try:
