@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clusters import Database
+from clusters import Cluster, Database
 from engine import Connection, at_once, call, claim, claim_one, enqueue, kill_worker, refused, value, workflow
 
 
@@ -272,6 +272,70 @@ def test_a_lease_is_never_given_twice(db: Database) -> None:
         leases.append(claimed.lease)
         call(conn, "release_many", [workflow_id], [claimed.lease])
     assert leases == sorted(set(leases))
+
+
+def claim_without_waiting(conn: Connection) -> Any:
+    (claimed,) = call(conn, "claim", "worker", synchronous_commit=False)
+    return claimed
+
+
+def lost_claim(cluster: Cluster, db: Database) -> Any:
+    """What a claim handed out that a crash of the server undid."""
+    for _ in range(10):
+        conn = db.connect()
+        # Otherwise the log is written a fifth of a second after the claim, or by somebody else's commit.
+        conn.execute("alter system set wal_writer_delay = '10s'")
+        conn.execute("alter system set autovacuum = off")
+        conn.execute("select pg_reload_conf()")
+        call(conn, "enqueue", "w")
+        claimed = claim_without_waiting(conn)
+        cluster.kill()
+        cluster.start()
+        if workflow(db.connect(), claimed.workflow_id).status == "pending":
+            return claimed
+        call(db.connect(), "complete", claimed.workflow_id, claimed.lease)
+    raise AssertionError("every claim had reached the disk")
+
+
+@pytest.mark.pg(15, 18)
+def test_a_claim_that_a_crash_of_postgres_undid_never_gives_its_lease_again(own_cluster: Cluster) -> None:
+    db = own_cluster.create_database()
+    lost = lost_claim(own_cluster, db)
+    conn = db.connect()
+    for state in ("in line", "claimed again"):
+        if state == "claimed again":
+            again = claim_one(conn)
+            assert (again.workflow_id, again.attempt, again.steps) == (lost.workflow_id, 1, None)
+            assert again.lease != lost.lease
+        for function, argument in (("checkpoint", "s"), ("begin_step", "s"), ("complete", None), ("fail", {"m": 1})):
+            with refused("WF002"):
+                call(conn, function, lost.workflow_id, lost.lease, argument)
+        ((stopped, code, lease),) = call(conn, "heartbeat", "worker", [lost.workflow_id], [lost.lease])
+        assert (stopped, code, lease) == (lost.workflow_id, "WF002", lost.lease)
+    call(conn, "complete", again.workflow_id, again.lease)
+
+
+@pytest.mark.pg(15, 18)
+def test_a_checkpoint_makes_the_claim_before_it_durable(own_cluster: Cluster) -> None:
+    db = own_cluster.create_database()
+    conn = db.connect()
+    enqueue(conn)
+    claimed = claim_without_waiting(conn)
+    call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "s", {"n": 1})
+    own_cluster.kill()
+    own_cluster.start()
+    conn = db.connect()
+    call(conn, "complete", claimed.workflow_id, claimed.lease)
+    assert workflow(conn, claimed.workflow_id).status == "completed"
+
+
+def test_only_the_transaction_of_such_a_claim_does_not_wait_for_its_commit(db: Database) -> None:
+    conn = db.connect(autocommit=False)
+    for wait, setting in ((True, "on"), (None, "on"), (False, "off")):
+        call(conn, "claim", "worker", synchronous_commit=wait)
+        assert value(conn, "show synchronous_commit") == setting
+        conn.commit()
+        assert value(conn, "show synchronous_commit") == "on"
 
 
 def test_claiming_nothing_is_allowed_and_less_is_not(db: Database) -> None:

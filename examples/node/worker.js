@@ -117,6 +117,7 @@ export class Worker {
   async #start(claimed) {
     const { workflow_id: id, lease, name, input } = claimed;
     const context = new Context(this, claimed);
+    this.#runs.get(id)?.leave("it was claimed again");
     this.#runs.set(id, context);
     try {
       const output = await Promise.race([this.#workflows.get(name)(context, input), context.left]);

@@ -10,7 +10,7 @@
 --
 -- A row that is ready has a ready_seq, its place in line; a row that must wait has a wake_at instead, and gets a
 -- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
--- and no lease is ever given twice. Constraints hold each of these.
+-- and no lease is ever given twice. Constraints hold each of these but the last, which decision 0020 is about.
 --
 -- A paused row keeps its status, and is neither in line nor owned. What would wake it still does, but gives it no ready_seq:
 -- it becomes pending without a place in line or a time, and takes its place when it is resumed. So whoever puts rows in line

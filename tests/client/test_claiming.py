@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from durable_client import AsyncContext, Context, Durable, InvalidArgument, WorkflowFailed
+from durable_client import AsyncContext, Context, Durable, InvalidArgument, WorkflowFailed, current_step
 
 from client.workers import working
 from clusters import Database
@@ -178,6 +178,52 @@ def test_a_workflow_claimed_ahead_does_not_run_in_the_context_of_another(app: Du
     with working(app, concurrency=5):
         for n, handle in enumerate(handles):
             assert handle.result(timeout=60) == [None, n]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_run_whose_workflow_is_claimed_again_by_the_same_worker_is_stopped(
+    app: Durable, db: Database, plain: bool
+) -> None:
+    began, told = threading.Event(), threading.Event()
+
+    def wait_in_thread() -> None:
+        began.set()
+        while not current_step().interrupted:
+            time.sleep(0.01)
+        told.set()
+
+    async def wait_on_loop() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            told.set()
+
+    async def run_on_loop(ctx: AsyncContext) -> str:
+        if not began.is_set():
+            await ctx.step(wait_on_loop)
+        return "second"
+
+    def run_in_thread(ctx: Context) -> str:
+        if not began.is_set():
+            ctx.step(wait_in_thread)
+        return "second"
+
+    workflow: Any = app.workflow(run_in_thread) if plain else app.workflow(run_on_loop)
+    conn = db.connect()
+    # No heartbeat tells the worker meanwhile.
+    call(conn, "configure", "lease", "1 hour")
+    with working(app):
+        handle = app.enqueue(workflow)
+        assert began.wait(30)
+        # What a crash of Postgres does to a claim that has not reached the disk.
+        conn.execute(
+            "update durable.live_workflows"
+            " set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq')"
+        )
+        assert handle.result(timeout=30) == "second"
+        assert told.wait(30)
+    assert value(conn, "select count(*) from durable.workflow_steps") == 0
 
 
 def test_a_worker_claims_nothing_ahead_of_slow_workflows(app: Durable, db: Database) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 CLAIM = (
     "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
-    " from durable.claim(%s, %s::text[], %s, %s::text[])"
+    " from durable.claim(%s, %s::text[], %s, %s::text[], synchronous_commit => false)"
 )
 RECLAIM = (
     "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"

@@ -268,7 +268,11 @@ class Worker:
     def _start(self, claimed: Claimed) -> None:
         run = Run(claimed)
         workflow = self._workflows[claimed.name]
+        lost = self._runs.get(run.workflow_id)
         self._runs[run.workflow_id] = run
+        if lost is not None:
+            # It was parked or taken from us, or a crash of Postgres undid its claim, and we have yet to be told.
+            lost.interrupt(None)
         if workflow.is_async:
             task = self._loop.create_task(self._run_async(run, workflow))
             run.hooks.append(task.cancel)
