@@ -39,9 +39,9 @@ class Bench:
     def log(self, text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
-    def prepare(self, system: Queue) -> str:
-        """A fresh database with the schema of a system."""
-        dsn = self.cluster.create_database(f"bench_{system.name}")
+    def prepare(self, system: Queue, purpose: str = "bench") -> str:
+        """A fresh database with the schema of a system, in the place of the last one for that purpose."""
+        dsn = self.cluster.create_database(f"{purpose}_{system.name}")
         system.install(dsn)
         return dsn
 
