@@ -4,20 +4,28 @@
 -- row of cron.job_run_details. Each tick is a transaction of its own, so that what the call has done stays done when it
 -- is killed.
 
+-- Ticks, and returns how many seconds to wait before the next time; null when that would be too late.
+create function durable._tick_until(until timestamptz)
+returns double precision language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_report jsonb := durable.tick();
+  v_wait double precision := greatest(0.02, least(coalesce((v_report ->> 'next_in_ms')::double precision, 500), 500) / 1000);
+begin
+  return case when clock_timestamp() + make_interval(secs => v_wait) < until then v_wait end;
+end
+$$;
+
 create procedure durable._tick_for(period interval)
 language plpgsql as $$
 declare
-  v_end timestamptz := pg_catalog.clock_timestamp() + period;
-  v_report jsonb;
+  -- Commits end a SET clause and are not allowed below one, so every name here is qualified instead, and operators are functions.
+  v_until timestamptz := pg_catalog.timestamptz_pl_interval(pg_catalog.clock_timestamp(), period);
   v_wait double precision;
 begin
-  -- Commits end a SET clause and are not allowed below one, so every name here is qualified instead.
   loop
-    v_report := durable.tick();
+    v_wait := durable._tick_until(v_until);
     commit;
-    v_wait := least(coalesce((v_report ->> 'next_in_ms')::double precision, 500), 500) / 1000;
-    v_wait := greatest(v_wait, 0.02);
-    exit when pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => v_wait) >= v_end;
+    exit when v_wait is null;
     perform pg_catalog.pg_sleep(v_wait);
   end loop;
 end
