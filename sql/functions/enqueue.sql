@@ -144,7 +144,7 @@ begin
   end if;
 
   if v_ids is null then
-    v_ids := array(select durable._new_id() from generate_series(1, cardinality(inputs)));
+    v_ids := durable._new_ids(cardinality(inputs));
   end if;
   v_owners := case when keys is null then v_ids else durable._take_keys(workflow, keys, v_ids) end;
 

@@ -69,12 +69,14 @@ declare
   v_limit bigint := durable._max_payload();
   v_too_large boolean[];
 begin
-  if not exists (select from unnest(outputs) as o where pg_column_size(o) > v_limit) then
+  if pg_column_size(outputs) > v_limit then
+    v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
+  end if;
+  if (true = any (v_too_large)) is not true then
     if cardinality(durable._finish(workflow_ids, leases, 'completed', outputs, null)) = cardinality(workflow_ids) then
       return;
     end if;
   else
-    v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
     perform durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null)
     from unnest(workflow_ids, leases, outputs, v_too_large) as i(workflow_id, lease, output, too_large)
     where not i.too_large;

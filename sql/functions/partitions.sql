@@ -47,13 +47,11 @@ $$;
 create function durable._ensure_partitions(workflow_ids uuid[])
 returns void language plpgsql as $$
 declare
-  v_first text;
-  v_last text;
+  v_day date := (durable._id_time(workflow_ids[1]) at time zone 'UTC')::date;
 begin
-  select to_char(durable._id_time(min(id::text)::uuid) at time zone 'UTC', 'YYYYMMDD'),
-      to_char(durable._id_time(max(id::text)::uuid) at time zone 'UTC', 'YYYYMMDD')
-    into v_first, v_last from unnest(workflow_ids) as id;
-  if v_first = v_last and to_regclass('durable.checkpoints_' || v_first) is not null then
+  if to_regclass('durable.checkpoints_' || to_char(v_day, 'YYYYMMDD')) is not null
+    and durable._first_id(v_day::timestamp at time zone 'UTC') <= all (workflow_ids)
+    and durable._first_id((v_day + 1)::timestamp at time zone 'UTC') > all (workflow_ids) then
     return;
   end if;
   perform durable._provision_partitions(d.day, d.day)

@@ -64,10 +64,8 @@ $$;
 -- Parallel arrays of one call have one length. Names are for the message.
 create function durable._check_lengths(names text, variadic lengths integer[])
 returns void language plpgsql as $$
-declare
-  v_different boolean := exists (select from unnest(lengths) as l where l is distinct from lengths[1]) or lengths[1] is null;
 begin
-  if v_different then
+  if (lengths[1] = all (lengths)) is not true then
     perform durable._raise('WF005', format('the arrays %s must have one length, not %s', names,
         (select string_agg(coalesce(l::text, 'NULL'), ', ') from unnest(lengths) as l)),
       'Nothing was changed.', 'Pass one element of each for every item; elements may be NULL where the function allows it.');
