@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from psycopg import Connection
@@ -13,10 +15,22 @@ INPUT, OUTPUT = json.dumps(ORDER), json.dumps(charge(ORDER))
 Claimed = tuple[list[str], list[int]]  # ids and leases
 
 
+def array(items: Iterable[object]) -> str:
+    """An array of ids or numbers as Postgres reads it: the SQL is measured, and not how a driver adapts lists."""
+    return f"{{{','.join(map(str, items))}}}"
+
+
+@lru_cache
+def texts(text: str, size: int) -> str:
+    """An array of so many times the same text."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return array([f'"{quoted}"'] * size)
+
+
 def enqueue(conn: Connection[Any], size: int, *, priority: int = 0) -> None:
     conn.execute(
         "select durable.enqueue_many('one_step', %s::jsonb[], queue => %s, priority => %s)",
-        [[INPUT] * size, QUEUE, priority],
+        [texts(INPUT, size), QUEUE, priority],
         prepare=True,
     )
 
@@ -34,7 +48,7 @@ def checkpoint(conn: Connection[Any], claimed: Claimed) -> None:
     ids, leases = claimed
     conn.execute(
         "select * from durable.checkpoint_many(%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[])",
-        [ids, leases, ["charge"] * len(ids), [OUTPUT] * len(ids)],
+        [array(ids), array(leases), texts("charge", len(ids)), texts(OUTPUT, len(ids))],
         prepare=True,
     )
 
@@ -43,7 +57,7 @@ def complete(conn: Connection[Any], claimed: Claimed) -> None:
     ids, leases = claimed
     conn.execute(
         "select * from durable.complete_many(%s::uuid[], %s::bigint[], %s::jsonb[])",
-        [ids, leases, [OUTPUT] * len(ids)],
+        [array(ids), array(leases), texts(OUTPUT, len(ids))],
         prepare=True,
     )
 

@@ -99,11 +99,11 @@ def _floor(bench: Bench, system: System, batches: int) -> float:
             if n == WARM_UP:
                 started = time.perf_counter()
             values = {
-                "ids": batch,
+                "ids": _batches.array(batch),
                 "queue": QUEUE,
-                "names": ["charge"] * BATCH,
-                "inputs": [_batches.INPUT] * BATCH,
-                "outputs": [_batches.OUTPUT] * BATCH,
+                "names": _batches.texts("charge", BATCH),
+                "inputs": _batches.texts(_batches.INPUT, BATCH),
+                "outputs": _batches.texts(_batches.OUTPUT, BATCH),
             }
             for sql in FLOOR:
                 conn.execute(sql, values, prepare=True)
