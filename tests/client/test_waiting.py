@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -299,6 +301,54 @@ def test_waits_side_by_side_park_together_and_each_is_woken(app: Durable) -> Non
         app.emit("e", "emitted")
         handle.send("a", 2)
         assert handle.result(timeout=30)[:4] == [1, 2, "emitted", None]
+
+
+def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(app: Durable, db: Database) -> None:
+    count = 6
+    runs = [0] * count
+    began = [threading.Event() for _ in range(count)]
+    others_wait = threading.Event()
+
+    @app.step
+    def linger(n: int) -> None:
+        runs[n] += 1
+        if runs[n] == 1:
+            began[n].set()
+            # Longer than the wait beside it is asked for again.
+            time.sleep(2)
+
+    @app.workflow
+    def run(ctx: Context, n: int) -> str:
+        lingering = ctx.submit(linger, n)
+        message: str = ctx.receive("go")
+        lingering.result()
+        return message
+
+    @app.workflow
+    def other(ctx: Context) -> str:
+        others_wait.wait(30)
+        answer: str = ctx.receive("go")
+        return answer
+
+    conn = db.connect()
+    with working(app):
+        handles = [app.enqueue(other), *(app.enqueue(run, n) for n in range(count))]
+        assert all(event.wait(30) for event in began)
+        asks = "select pid from pg_stat_activity where query like '%durable.wait_many%' and application_name like 'durable%'"
+        pid = value(conn, asks)
+        # An answer that is long in coming, so that runs that were replaced and their successors ask with one call.
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            others_wait.set()
+            for handle in handles[1:]:
+                handle.pause()
+                handle.resume()
+            time.sleep(1.5)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for handle in handles:
+            handle.send("go", "gone")
+        assert [handle.result(timeout=30) for handle in handles] == ["gone"] * (count + 1)
 
 
 def test_a_wait_that_the_code_gives_up_is_left(app: Durable) -> None:

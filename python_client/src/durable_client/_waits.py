@@ -51,7 +51,8 @@ class Waits:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._loop = asyncio.get_running_loop()
-        self._runs: dict[str, Run] = {}
+        # By lease, for a run that was taken away may still wait when its workflow is claimed again.
+        self._runs: dict[int, Run] = {}
         self._asking: asyncio.Task[None] | None = None
 
     async def wait(
@@ -71,7 +72,7 @@ class Waits:
         """Asks for the waits of a workflow with the next call."""
         if not run.waits:
             return
-        self._runs[run.workflow_id] = run
+        self._runs[run.lease] = run
         if self._asking is None:
             self._asking = self._loop.create_task(self._ask_all())
 
@@ -104,7 +105,7 @@ class Waits:
         for run in runs:
             run.gate = self._loop.create_future()
         # Only now, so that a thread that begins a step either is seen here, or sees the gate.
-        parks = {run.workflow_id: not run.active and run.interruption is None for run in runs}
+        parks = {run.lease: not run.active and run.interruption is None for run in runs}
         waits = [wait for run in runs if run.interruption is None for wait in run.waits.values()]
         try:
             outcomes = await self._call(waits, parks) if waits else []
@@ -150,7 +151,7 @@ class Waits:
         elif any(not wait.waiter.done() for wait in run.waits.values()):
             self._loop.call_later(_POLL if run.active else 4 * _SETTLE, self.ask, run)
 
-    async def _call(self, waits: list[Wait], parks: dict[str, bool]) -> list[Any]:
+    async def _call(self, waits: list[Wait], parks: dict[int, bool]) -> list[Any]:
         """For each wait (outcome, output, error), or an exception."""
         try:
             rows = await self._link.execute(_calls.WAIT, _parameters(waits, parks))
@@ -174,7 +175,7 @@ def _tell(wait: Wait, outcome: Any) -> None:
         wait.waiter.set_result(outcome)
 
 
-def _parameters(waits: Iterable[Wait], parks: dict[str, bool]) -> list[str]:
+def _parameters(waits: Iterable[Wait], parks: dict[int, bool]) -> list[str]:
     plain, text = _calls.plain_array, _calls.text_array
     return [
         plain([wait.run.workflow_id for wait in waits]),
@@ -184,5 +185,5 @@ def _parameters(waits: Iterable[Wait], parks: dict[str, bool]) -> list[str]:
         text([None if wait.timeout is None else f"{wait.timeout:.6f} s" for wait in waits]),
         text([None if wait.until is None else f"{wait.until:.6f}" for wait in waits]),
         plain([wait.mode for wait in waits]),
-        plain([parks[wait.run.workflow_id] for wait in waits]),
+        plain([parks[wait.run.lease] for wait in waits]),
     ]
