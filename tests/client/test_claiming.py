@@ -226,6 +226,42 @@ def test_a_run_whose_workflow_is_claimed_again_by_the_same_worker_is_stopped(
     assert value(conn, "select count(*) from durable.workflow_steps") == 0
 
 
+def test_completions_do_not_wait_behind_checkpoints_that_keep_coming(app: Durable) -> None:
+    ended = threading.Event()
+
+    @app.step
+    async def produce() -> str:
+        # So many under way fill flush after flush.
+        return "x" * 1_000_000
+
+    @app.workflow
+    async def busy(ctx: AsyncContext) -> None:
+        for _ in range(200):
+            if ended.is_set():
+                break
+            await ctx.step(produce)
+
+    @app.workflow
+    async def short(ctx: AsyncContext) -> int:
+        return 1
+
+    with working(app):
+        others = [app.enqueue(busy) for _ in range(30)]
+        for _ in range(3):
+            assert app.enqueue(short).result(timeout=30) == 1
+        assert any(other.status() == "running" for other in others)
+        ended.set()
+        for other in others:
+            other.result(timeout=30)
+
+
+@pytest.mark.parametrize("options", [{"priority": 2**31}, {"priority": "high"}, {"max_attempts": 10**12}])
+def test_numbers_that_postgres_cannot_take_are_refused_by_name(app: Durable, options: dict[str, Any]) -> None:
+    run = declare(app, [])
+    with pytest.raises(InvalidArgument, match=f"{next(iter(options))} must be an integer of at most 32 bits"):
+        app.enqueue(run, 1, **options)
+
+
 def test_a_worker_claims_nothing_ahead_of_slow_workflows(app: Durable, db: Database) -> None:
     release = threading.Event()
 

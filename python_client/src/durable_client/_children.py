@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from . import _calls, _codec
-from ._definitions import Workflow, check_texts, name_of
+from ._definitions import Workflow, check_integers, check_texts, name_of
 from ._durations import Duration, seconds
 from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
 from ._run import fit
@@ -30,6 +30,7 @@ def start_parameters(
     known = workflow if isinstance(workflow, Workflow) else None
     name = name_of(workflow)
     check_texts(queue=queue)
+    check_integers(priority=priority, max_attempts=max_attempts)
     if known is not None and not known.takes_input and any(item is not None for item in inputs):
         raise InvalidArgument(
             f"workflow {name!r} takes no input", hint="Leave it out, or add a parameter to the function."

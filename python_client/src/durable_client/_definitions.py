@@ -35,6 +35,15 @@ def check_texts(**values: str | None) -> None:
             raise InvalidArgument(f"{name} must be text, not {value!r}", hint=f"Pass str({name}) if that is meant.")
 
 
+def check_integers(**numbers: int | None) -> None:
+    """Postgres would look for a function that takes larger ones, or texts, and say that there is none."""
+    for name, number in numbers.items():
+        if number is not None and not (isinstance(number, int) and -(2**31) <= number < 2**31):
+            raise InvalidArgument(
+                f"{name} must be an integer of at most 32 bits, not {number!r}", hint="For example 1, or leave it out."
+            )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step(Generic[P, R]):
     """A function whose outcome is checkpointed once for each call in a workflow. Outside of one, call it as it is."""
@@ -154,6 +163,7 @@ def enqueue_parameters(
     known = workflow if isinstance(workflow, Workflow) else None
     name = name_of(workflow)
     check_texts(queue=queue, key=keys)
+    check_integers(priority=priority, max_attempts=max_attempts)
     if run_at is not None and run_at.tzinfo is None:
         raise InvalidArgument(
             f"workflow {name!r}: run_at has no time zone",

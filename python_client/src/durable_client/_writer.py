@@ -116,8 +116,10 @@ class Writer:
             while self._checkpoints or self._completions:
                 checkpoints, completions = self._take_share()
                 self._under_way += (taken := len(checkpoints) + len(completions))
-                await self._flush(link, checkpoints, completions)
-                self._under_way -= taken
+                try:
+                    await self._flush(link, checkpoints, completions)
+                finally:
+                    self._under_way -= taken
                 # Let the workflows run on that this flush has woken: what they write belongs into the next one.
                 await asyncio.sleep(0)
         finally:
@@ -128,10 +130,12 @@ class Writer:
         unfinished = len(self._checkpoints) + len(self._completions) + self._under_way
         share = max(_LEAST_SHARE, math.ceil(unfinished / len(self._links)))
         room = [min(share, _MOST_ITEMS), _MOST_CHARACTERS]
-        taken = _take(self._checkpoints, room), _take(self._completions, room)
+        # Completions first, for they end something: behind checkpoints that keep coming they would wait without end.
+        completions = _take(self._completions, room)
+        checkpoints = _take(self._checkpoints, room)
         if (self._checkpoints or self._completions) and self._idle and not self._scheduled:
             self._schedule()
-        return taken
+        return checkpoints, completions
 
     async def _flush(self, link: Link, checkpoints: list[Checkpoint], completions: list[Completion]) -> None:
         try:
