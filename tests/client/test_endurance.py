@@ -17,7 +17,7 @@ from client.journal import Journal
 from client.programs import app
 from client.workers import Processes, working
 from clusters import Cluster, Database
-from engine import call, value
+from engine import call, value, wait_until
 
 GIVE_UP = 120
 
@@ -125,6 +125,26 @@ def test_34_postgres_killed_many_times_every_workflow_ends_once_with_the_right_r
     for worker in workers:
         assert worker.running(), worker.log()
     check(own_db, count)
+
+
+@pytest.mark.pg(18)
+def test_22_sigterm_ends_a_worker_while_postgres_is_away(
+    own_cluster: Cluster, own_db: Database, own_processes: Processes
+) -> None:
+    worker = own_processes.start()
+    with own_db.connect() as conn:
+        wait_until(conn, "select count(*) = 1 from durable.workers where session_lock")
+    own_cluster.stop()
+    give_up = time.monotonic() + GIVE_UP
+    while "its session is lost" not in worker.log() or "cannot be reached" not in worker.log():
+        assert time.monotonic() < give_up, worker.log()
+        time.sleep(0.05)
+    time.sleep(1)
+    worker.terminate()
+    assert worker.wait() == 0, worker.log()
+    # Once, and not for each attempt to connect again.
+    assert worker.log().count("its session is lost") == 1
+    own_cluster.start()
 
 
 @pytest.mark.pg(18)

@@ -25,6 +25,8 @@ Held = Callable[[], tuple[Sequence[str], Sequence[int], list[dict[str, Any]]]]
 _WATCH = 600.0
 # How long the thread sleeps at the most before it looks whether it must stop.
 _LOOK = 0.2
+# A session that lasted this long and is lost is news; one that never came up is not, after the first time.
+_STEADY = 5.0
 
 
 class Session(threading.Thread):
@@ -75,6 +77,7 @@ class Session(threading.Thread):
     def run(self) -> None:
         tries = 0
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
                     self._channel = ""
@@ -89,8 +92,12 @@ class Session(threading.Thread):
                     self._attached.set()
                     return
                 if not self._stopping.is_set():
-                    log.warning("worker %s: its session is lost, connecting again: %s", self._worker, error)
-                    time.sleep(pause(tries))
+                    if time.monotonic() - began > _STEADY:
+                        tries = 0
+                    # Once, and not for each attempt while Postgres is away.
+                    level = logging.WARNING if tries == 0 else logging.DEBUG
+                    log.log(level, "worker %s: its session is lost, connecting again: %s", self._worker, error)
+                    self._stopping.wait(pause(tries))
                     tries += 1
 
     def _keep(self, conn: psycopg.Connection[Any]) -> None:

@@ -177,7 +177,10 @@ class Worker:
             stopped = self._loop.create_task(self._stopped.wait())
             done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
             self.stop()
-            await loops[0]
+            # For the answer to a claim, which does not come while Postgres is away.
+            for ended in (await asyncio.wait([loops[0]], timeout=_LAST_WORDS))[0]:
+                ended.result()
+            loops[0].cancel()
             await self._finish_or_release(session)
             for task in done:
                 task.result()
