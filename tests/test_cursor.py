@@ -136,8 +136,9 @@ def test_a_lane_of_its_own_priority_is_not_passed_with_another(db: Database) -> 
 def test_what_becomes_ready_again_stands_behind_the_cursor(db: Database) -> None:
     conn = db.connect()
     workflow_id = enqueue(conn)
+    was_at = place(conn, workflow_id)
     (held,) = claim(conn, "first")
-    pass_the_line(conn, held.lease)
+    pass_the_line(conn, was_at)
     call(conn, "release_many", [workflow_id], [held.lease])
     assert place(conn, workflow_id) > mark(conn).start_seq
     (again,) = claim(conn, "second")

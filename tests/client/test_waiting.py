@@ -35,7 +35,7 @@ from client.journal import Journal
 from client.proxy import Proxy
 from client.workers import Processes, working
 from clusters import Database
-from engine import NOBODY, rows, steps, value
+from engine import NOBODY, Connection, rows, steps, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -303,6 +303,19 @@ def test_waits_side_by_side_park_together_and_each_is_woken(app: Durable) -> Non
         assert handle.result(timeout=30)[:4] == [1, 2, "emitted", None]
 
 
+def stop_between_statements(conn: Connection, pid: int) -> None:
+    """Stops a backend that holds no lock for others to wait for."""
+    for _ in range(1000):
+        os.kill(pid, signal.SIGSTOP)
+        # Stopped at the next moment in which it would run; what it shows is true only then.
+        time.sleep(0.01)
+        if value(conn, "select state from pg_stat_activity where pid = %s", pid) == "idle":
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
+    raise AssertionError("the backend was never idle")
+
+
 def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(app: Durable, db: Database) -> None:
     count = 6
     runs = [0] * count
@@ -334,10 +347,11 @@ def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(
     with working(app):
         handles = [app.enqueue(other), *(app.enqueue(run, n) for n in range(count))]
         assert all(event.wait(30) for event in began)
-        asks = "select pid from pg_stat_activity where query like '%durable.wait_many%' and application_name like 'durable%'"
-        pid = value(conn, asks)
+        asks = "from pg_stat_activity where query like '%durable.wait_many%' and application_name like 'durable%'"
+        wait_until(conn, f"select count(*) = 1 {asks}")
+        pid = value(conn, f"select pid {asks}")
         # An answer that is long in coming, so that runs that were replaced and their successors ask with one call.
-        os.kill(pid, signal.SIGSTOP)
+        stop_between_statements(conn, pid)
         try:
             others_wait.set()
             for handle in handles[1:]:
