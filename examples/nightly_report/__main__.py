@@ -73,6 +73,8 @@ def main() -> None:
                 conn, "select count(*) > 0 from durable.schedule_firings where reason = 'a later time was due as well'"
             )
             wait_for(conn, fired, 6)
+            # The five of the backfill, and these: what has fired last may not have begun yet.
+            wait_for(conn, "select count(*) >= 11 from demo_reports.reports")
         app.client.unschedule(FAST)
         app.client.unschedule(NAME)
 

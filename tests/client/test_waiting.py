@@ -320,6 +320,7 @@ def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(
     count = 6
     runs = [0] * count
     began = [threading.Event() for _ in range(count)]
+    left = [threading.Event() for _ in range(count)]
     others_wait = threading.Event()
 
     @app.step
@@ -329,6 +330,7 @@ def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(
             began[n].set()
             # Longer than the wait beside it is asked for again.
             time.sleep(2)
+            left[n].set()
 
     @app.workflow
     def run(ctx: Context, n: int) -> str:
@@ -363,6 +365,7 @@ def test_the_waits_of_a_run_that_was_replaced_do_not_displace_those_of_the_next(
         for handle in handles:
             handle.send("go", "gone")
         assert [handle.result(timeout=30) for handle in handles] == ["gone"] * (count + 1)
+        assert all(event.wait(30) for event in left)
 
 
 def test_a_wait_that_the_code_gives_up_is_left(app: Durable) -> None:

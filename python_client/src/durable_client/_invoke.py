@@ -100,4 +100,10 @@ def contained_call(call: Callable[[], Any]) -> Any:
 
 def on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Runs a coroutine on the event loop of another thread and waits for it."""
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        # The worker has ended, and left this thread behind.
+        coroutine.close()
+        raise
+    return future.result()
