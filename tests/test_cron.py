@@ -185,7 +185,7 @@ def times(draw: st.DrawFn, zone: str) -> datetime:
 
 
 def as_croniter_does(line: str) -> bool:
-    """Whether croniter takes the line for what it is here; the differences are explained in sql/functions/cron.sql."""
+    """Whether croniter takes the line for what it is here; the differences are explained in sql/functions/time/cron.sql."""
     fields = line.split()
     day, weekday = fields[-3], fields[-1]
     for item in (item for field in fields for item in field.split(",")):

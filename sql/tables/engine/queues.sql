@@ -57,4 +57,4 @@ create unlogged table durable.lane_marks (
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 200
 );
-comment on table durable.lane_marks is 'How far the claims of each lane have come; see the comment in sql/tables/queues.sql.';
+comment on table durable.lane_marks is 'How far the claims of each lane have come; see the comment in sql/tables/engine/queues.sql.';

@@ -1,4 +1,4 @@
--- Approvals: what a workflow asks people. How they are stored stands in sql/tables/approvals.sql.
+-- Approvals: what a workflow asks people. How they are stored stands in sql/tables/waiting/approvals.sql.
 
 create view durable.approvals as
   -- In parts, each with its state as a constant, so that a question for some states reads nothing of the others.

@@ -1,5 +1,5 @@
 -- What workflows ask people. A request is a row from the moment it is made; the decision is written into it once, and is a
--- fact as a message is one (see sql/tables/waiting.sql). It belongs to a step of its workflow and not to a checkpoint, so that a
+-- fact as a message is one (see sql/tables/waiting/waits.sql). It belongs to a step of its workflow and not to a checkpoint, so that a
 -- replay finds it again, and a fork asks anew.
 --
 -- Who decides locks the row, and so does the workflow that notices the expiry, which passes by while a decision is under way.
@@ -52,7 +52,7 @@ comment on table durable.approval_requests is
   'What workflows asked people, one row for each request, with what was decided. Read it through durable.approvals.';
 comment on column durable.approval_requests.workflow is 'The name of the workflow.';
 comment on column durable.approval_requests.step_name is 'The step that made the request; the workflow waits for it by this name.';
-comment on column durable.approval_requests.xid is 'The transaction that decided it; see the comment in sql/tables/waiting.sql.';
+comment on column durable.approval_requests.xid is 'The transaction that decided it; see the comment in sql/tables/waiting/waits.sql.';
 comment on column durable.approval_requests.expired is 'True when the workflow has noticed that nobody decided in time.';
 comment on column durable.approval_requests.form is 'What whoever decides is shown or asked for, as the workflow gave it.';
 comment on column durable.approval_requests.data is 'What the decision came with, the values of the form for example.';

@@ -22,7 +22,7 @@ create index waits_xid_idx on durable.waits (xid);
 comment on table durable.waits is 'What may wake each waiting workflow: one row for each message topic, event, group of children or approval.';
 comment on column durable.waits.kind is 'message (subject is the topic), event (subject is its name), children (subject is the id of the first) or '
   'approval (subject is the step that requested it).';
-comment on column durable.waits.xid is 'The transaction that began to wait; see the comment in sql/tables/waiting.sql.';
+comment on column durable.waits.xid is 'The transaction that began to wait; see the comment in sql/tables/waiting/waits.sql.';
 
 create table durable.messages (
   workflow_id uuid not null,
@@ -42,7 +42,7 @@ create unique index messages_key_idx on durable.messages (workflow_id, key) wher
 create index messages_xid_idx on durable.messages (xid);
 comment on table durable.messages is
   'Mail to single workflows, by topic in the order of seq. Kept after it was received, so that its key is recognised.';
-comment on column durable.messages.xid is 'The transaction that sent it; see the comment in sql/tables/waiting.sql.';
+comment on column durable.messages.xid is 'The transaction that sent it; see the comment in sql/tables/waiting/waits.sql.';
 comment on column durable.messages.received_by is 'The step that received it; null while it is unread.';
 
 create table durable.events (
@@ -56,7 +56,7 @@ create table durable.events (
 create index events_emitted_idx on durable.events (emitted_at);
 create index events_xid_idx on durable.events (xid);
 comment on table durable.events is 'What was emitted, by name, until it ages out (setting event_retention). The first emit stands.';
-comment on column durable.events.xid is 'The transaction that emitted it; see the comment in sql/tables/waiting.sql.';
+comment on column durable.events.xid is 'The transaction that emitted it; see the comment in sql/tables/waiting/waits.sql.';
 
 -- Unlogged, both: when they are empty, after a crash, the next tick looks at everything once.
 create unlogged table durable.wake_marks (

@@ -1,4 +1,4 @@
--- Children: workflows that a workflow starts, and waits for. How they are stored stands in sql/tables/children.sql.
+-- Children: workflows that a workflow starts, and waits for. How they are stored stands in sql/tables/waiting/children.sql.
 
 -- The id of a child by the first one of its group and its place, from 0; the last place there can be ends the range of
 -- ids.

@@ -1,4 +1,4 @@
--- Messages and events, and how they wake; the rules stand in sql/tables/waiting.sql.
+-- Messages and events, and how they wake; the rules stand in sql/tables/waiting/waits.sql.
 
 -- Puts waiting workflows back in line and returns which. Others may hold the row of one: it is passed over.
 create function durable._wake(workflow_ids uuid[])

@@ -2,7 +2,7 @@
 -- last 24 bits only, which count from 0. So the first id names them all, they lie side by side in the primary key, live
 -- and finished, in the order of their inputs, and no list of them is stored anywhere.
 --
--- The end of a child is a fact as a message is one (see sql/tables/waiting.sql), and meets the wait of the parent by
+-- The end of a child is a fact as a message is one (see sql/tables/waiting/waits.sql), and meets the wait of the parent by
 -- the same rules: whoever ends children writes it down here, once for all children of a group, and at the commit wakes
 -- the parent, if no unfinished one is left. Nobody counts, and nobody waits for the row of the parent. When two
 -- transactions end the last two children side by side, each sees the other's unfinished, and what they wrote down is

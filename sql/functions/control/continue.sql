@@ -1,3 +1,18 @@
+-- The run that a workflow has come to by continuing as new ones; itself, when it has not.
+create function durable._last_run(workflow_id uuid)
+returns uuid language plpgsql stable as $$
+declare
+  v_last uuid := workflow_id;
+  v_next uuid := workflow_id;
+begin
+  while v_next is not null loop
+    v_last := v_next;
+    v_next := (select f.continued_as from durable.finished_workflows f where f.workflow_id = v_last);
+  end loop;
+  return v_last;
+end
+$$;
+
 create function durable.continue_as_new(workflow_id uuid, lease bigint, input jsonb default null)
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$

@@ -1,0 +1,75 @@
+-- The most workflows that one call in bulk takes.
+create function durable._check_bulk(workflow_ids uuid[])
+returns void language plpgsql as $$
+begin
+  perform durable._require(cardinality(workflow_ids) <= 10000,
+    format('%s workflows are too many for one call', coalesce(cardinality(workflow_ids)::text, 'NULL')),
+    'Pass at most 10000 ids: put a limit on the selection, and call it again for the others.');
+end
+$$;
+
+-- Brings failed and cancelled workflows back to life, and returns how many.
+create function durable._retry(workflow_ids uuid[])
+returns integer language plpgsql as $$
+declare
+  v_ids uuid[];
+  v_errors jsonb[];
+  v_queues text[];
+begin
+  perform pg_current_xact_id();
+  with item as materialized (
+    select distinct i.workflow_id from unnest(workflow_ids) as i(workflow_id)
+  ), ended as materialized (
+    select f.workflow_id from item i join durable.finished_workflows f on f.workflow_id = i.workflow_id
+    where f.status in ('failed', 'cancelled')
+    order by f.workflow_id for update of f
+  ), back as (
+    delete from durable.finished_workflows f using ended e where f.workflow_id = e.workflow_id
+    returning f.*
+  ), live as (
+    insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts,
+      priority, replay, status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
+    select b.workflow_id, b.parent_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
+      b.max_attempts, b.priority, true, 'pending', b.timeout, b.name, b.queue, b.key, b.tags, b.input, b.warning,
+      b.forked_from, b.forked_at_step, b.continued_from
+    from back b order by b.workflow_id
+  )
+  select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.queue) into v_ids, v_errors, v_queues from back b;
+  -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
+  perform durable._forget_failed_steps(i.id, i.error), durable._retry_children(i.id, i.error)
+  from unnest(v_ids, v_errors) as i(id, error);
+  perform durable._ring_each(v_queues);
+  return coalesce(cardinality(v_ids), 0);
+end
+$$;
+
+create function durable.retry(workflow_id uuid)
+returns boolean language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+begin
+  if durable._retry(array[workflow_id]) = 0 then
+    perform durable.status(workflow_id);
+    return false;
+  end if;
+  return true;
+end
+$$;
+comment on function durable.retry(uuid) is
+  'Lets a failed or cancelled workflow go on from its last checkpoint; the step that failed it runs again, also one that runs at '
+  'most once, and so do the children whose failure it was. Failures, crashes and the timeout count anew. Returns false when it '
+  'is neither failed nor cancelled. Errors: WF001 workflow not found.';
+
+create function durable.retry_many(workflow_ids uuid[])
+returns integer language plpgsql security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+begin
+  perform durable._check_bulk(workflow_ids);
+  return durable._retry(workflow_ids);
+end
+$$;
+comment on function durable.retry_many(uuid[]) is
+  'durable.retry() for a selection of at most 10000 workflows, in one statement: select durable.retry_many(array(select '
+  'workflow_id from durable.workflows where …)). Returns how many go on; those that are neither failed nor cancelled, or not '
+  'stored, are passed over. Errors: WF005 for more ids, or NULL.';
