@@ -38,7 +38,7 @@ select results_eq(
   $$ values (2) $$, 'equal keys in a batch are one workflow');
 
 select durable.enqueue('later', run_at => now() + interval '1 hour');
-select results_eq($$ select status::text, wake_at - created_at from durable.workflows where name = 'later' $$,
+select results_eq($$ select status::text, wake_at - now() from durable.workflows where name = 'later' $$,
   $$ values ('pending', interval '1 hour') $$, 'a delayed workflow waits for its time');
 select is_empty($$ select from durable.claim('w', max_workflows => 99) c where c.name = 'later' $$, 'and is not claimed before it');
 update durable.live_workflows set wake_at = now() where name = 'later';

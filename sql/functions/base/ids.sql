@@ -9,7 +9,7 @@ $$;
 create function durable._new_id()
 returns uuid language plpgsql volatile parallel safe as $$
 declare
-  v_us bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+  v_us bigint := (extract(epoch from durable._now()) * 1000000)::bigint;
 begin
   return durable._id_at(v_us);
 end
@@ -19,7 +19,7 @@ $$;
 create function durable._new_ids(count integer)
 returns uuid[] language plpgsql volatile parallel safe as $$
 declare
-  v_us bigint := (extract(epoch from clock_timestamp()) * 1000000)::bigint;
+  v_us bigint := (extract(epoch from durable._now()) * 1000000)::bigint;
 begin
   return array(select durable._id_at(v_us + n) from generate_series(0, count - 1) as n);
 end

@@ -45,7 +45,7 @@ begin
   perform pg_current_xact_id();
   insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, status, timeout, name, queue,
     key, tags, input, continued_from)
-  values (v_next, nextval('durable.ready_seq'), clock_timestamp(), v_row.max_attempts, v_row.priority, 'pending', v_row.timeout,
+  values (v_next, nextval('durable.ready_seq'), durable._now(), v_row.max_attempts, v_row.priority, 'pending', v_row.timeout,
     v_row.name, v_row.queue, v_row.key, v_row.tags, input, workflow_id);
   -- The key stands for what runs: were it left behind, retention would free it while the workflow goes on.
   update durable.workflow_keys k set workflow_id = v_next

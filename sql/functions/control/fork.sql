@@ -23,7 +23,7 @@ returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
   -- Read before the snapshot is taken: what comes after a step that has no outcome in it ends later than this.
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_today date := (v_now at time zone 'UTC')::date;
   v_max bigint := durable._max_payload();
   v_forks uuid[] := array_fill(null::uuid, array[cardinality(workflow_ids)]);
@@ -59,7 +59,7 @@ begin
   ), forked as (
     insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
       timeout, name, queue, tags, input, forked_from, forked_at_step)
-    select i.fork, nextval('durable.ready_seq'), now(), i.max_attempts, i.priority, true, 'pending',
+    select i.fork, nextval('durable.ready_seq'), v_now, i.max_attempts, i.priority, true, 'pending',
       i.timeout, i.name, i.queue, i.tags, coalesce(_fork.input, i.input), i.workflow_id, _fork.from_step
     from item i order by i.n
   ), copied as (

@@ -14,7 +14,7 @@ begin
   end if;
   update durable.live_workflows l
   set status = case when l.status = 'running' then 'pending' else l.status end, ready_seq = null, lease = null,
-    worker_id = null, replay = l.replay or l.lease is not null, paused_at = clock_timestamp(), paused_lease = l.lease,
+    worker_id = null, replay = l.replay or l.lease is not null, paused_at = durable._now(), paused_lease = l.lease,
     pause_reason = reason
   where l.workflow_id = _pause.workflow_id;
   if v_row.worker_id is not null and lease is null then

@@ -18,7 +18,7 @@ begin
       union all
       select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
         'at_most_once', o.at_most_once, 'error', o.error,
-        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - clock_timestamp()) * 1000)::bigint)
+        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - durable._now()) * 1000)::bigint)
       from durable.open_steps o
       where o.workflow_id = _steps.workflow_id
         and not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
@@ -44,7 +44,7 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_left integer := max_workflows;
   v_queue text;
   v_priorities smallint[];
@@ -127,7 +127,7 @@ returns table (
 ) language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
   select l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, durable._steps(l.workflow_id),
-    l.created_at, clock_timestamp(), l.deadline
+    l.created_at, durable._now(), l.deadline
   from durable.live_workflows l
   where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)
     and l.workflow_id <> all(known)

@@ -122,6 +122,7 @@ create function durable._enqueue(
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
+  v_now timestamptz;
   v_wake_at timestamptz;
   v_ids uuid[];
   v_owners uuid[];
@@ -151,10 +152,11 @@ begin
   -- The transaction must have its xid before it takes a place in line: whoever knows that no transaction up to some
   -- xid is open may then conclude that no place taken by one of them is still to come. The same goes for wake_at.
   perform pg_current_xact_id();
-  v_wake_at := case when run_at > clock_timestamp() then run_at end;
+  v_now := durable._now();
+  v_wake_at := case when run_at > v_now then run_at end;
   insert into durable.live_workflows (workflow_id, ready_seq, wake_at, created_at, max_attempts, priority, status,
     timeout, name, queue, key, tags, input)
-  select i.id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, now(), _enqueue.max_attempts,
+  select i.id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, v_now, _enqueue.max_attempts,
     _enqueue.priority, 'pending', _enqueue.timeout, workflow, _enqueue.queue, i.key, _enqueue.tags, i.input
   from unnest(v_ids, v_owners, inputs, keys) with ordinality as i(id, owner, input, key, n)
   where i.owner = i.id

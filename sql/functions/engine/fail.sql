@@ -32,7 +32,7 @@ begin
   end if;
   update durable.live_workflows l
   set status = 'pending', lease = null, worker_id = null, failed_lease = l.lease, failures = l.failures + 1, attempt = l.attempt + 1, replay = true,
-    error = _fail.error, wake_at = clock_timestamp() + coalesce(
+    error = _fail.error, wake_at = durable._now() + coalesce(
       case when retry_in < interval '0' then interval '0' else retry_in end,
       durable._retry_delay(l.failures + 1, durable._setting('retry_initial')::interval,
         durable._setting('retry_backoff')::double precision, durable._setting('retry_max')::interval))

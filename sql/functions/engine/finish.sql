@@ -7,7 +7,7 @@ create function durable._finish(
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_finished uuid[];
   v_children uuid[];
   v_parents uuid[];

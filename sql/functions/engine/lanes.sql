@@ -108,7 +108,7 @@ $$;
 create function durable._advance_lanes(p_queue text)
 returns void language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_seq bigint;
   v_lane record;
 begin
@@ -134,6 +134,7 @@ declare
   v_mark durable.lane_marks;
   v_new durable.lane_marks;
   v_first bigint;
+  v_done_at timestamptz;
 begin
   select * into v_mark from durable.lane_marks m where m.queue = p_queue and m.priority = p_priority;
   -- Marks with an xid from the future came with a dump from another server.
@@ -171,7 +172,8 @@ begin
     v_new.start_seq := coalesce(v_first - 1, v_new.start_seq);
     v_new.safe_seq := least(v_new.safe_seq, v_new.start_seq);
     -- The sweep may take a twentieth of the time at the most.
-    v_new.sweep_at := clock_timestamp() + greatest(20 * (clock_timestamp() - p_now),
+    v_done_at := durable._now();
+    v_new.sweep_at := v_done_at + greatest(20 * (v_done_at - p_now),
       case when v_new.safe_seq < v_new.start_seq then interval '1 second' else interval '1 minute' end);
   elsif v_mark.safe_seq = v_mark.start_seq and v_new.safe_seq < v_new.start_seq then
     v_new.sweep_at := least(v_mark.sweep_at, p_now + interval '1 second');

@@ -41,7 +41,7 @@ $$;
 create function durable._bury_workers()
 returns void language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   -- Read once, for in a condition they would be read for each row.
   v_grace interval := durable._setting('session_grace')::interval;
   v_retention interval := durable._setting('dead_worker_retention')::interval;
@@ -92,7 +92,7 @@ $$;
 create function durable._requeue_of_dead(max_workflows integer)
 returns integer language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_dead integer[];
   v_done integer;
 begin

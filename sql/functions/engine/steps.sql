@@ -7,8 +7,7 @@ returns table (item integer, outcome text, output jsonb, error jsonb) language p
 #variable_conflict use_column
 declare
   v_limit bigint := durable._max_payload();
-  -- Not now(), which is when a transactional step began.
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_stored_ids uuid[];
   v_stored_names text[];
 begin
@@ -183,7 +182,7 @@ begin
     'Count from 1.');
   perform durable._hold_lease(workflow_id, lease, step_name);
   insert into durable.open_steps (workflow_id, lease, started_at, attempt, at_most_once, step_name)
-  values (workflow_id, lease, clock_timestamp(), attempt, true, step_name)
+  values (workflow_id, lease, durable._now(), attempt, true, step_name)
   on conflict on constraint open_steps_pkey do nothing;
   -- Only now: the insert may have waited for an earlier owner to store the outcome.
   perform durable._raise_done(workflow_id, step_name);
@@ -219,6 +218,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_variable
 declare
+  v_now timestamptz;
   v_outcome text;
   v_retry_at timestamptz;
 begin
@@ -227,6 +227,7 @@ begin
     format('workflow %s, step %L: the error or the retry policy is not valid', workflow_id, step_name),
     'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are 0 to 100 years, error is not null.');
   perform durable._hold_lease(workflow_id, lease, step_name);
+  v_now := durable._now();
   perform durable._require(not exists (
       select from durable.checkpoints c
       where c.workflow_id = fail_step.workflow_id and c.step_name = fail_step.step_name and c.status = 'completed'),
@@ -246,8 +247,8 @@ begin
   end if;
 
   insert into durable.open_steps as o (workflow_id, lease, started_at, retry_at, attempt, step_name, error)
-  values (workflow_id, lease, clock_timestamp(),
-    clock_timestamp() + durable._retry_delay(attempt, initial, backoff, max_delay), attempt + 1, step_name, error)
+  values (workflow_id, lease, v_now, v_now + durable._retry_delay(attempt, initial, backoff, max_delay), attempt + 1,
+    step_name, error)
   on conflict on constraint open_steps_pkey do update
     set lease = excluded.lease, retry_at = excluded.retry_at, attempt = excluded.attempt, error = excluded.error
     -- The same report again finds the attempt already counted.
@@ -257,7 +258,7 @@ begin
     select o.retry_at into v_retry_at
     from durable.open_steps o where o.workflow_id = fail_step.workflow_id and o.step_name = fail_step.step_name;
   end if;
-  return greatest(interval '0', v_retry_at - clock_timestamp());
+  return greatest(interval '0', v_retry_at - v_now);
 end
 $$;
 comment on function durable.fail_step(uuid, bigint, text, jsonb, integer, integer, interval, double precision, interval) is
@@ -268,9 +269,11 @@ comment on function durable.fail_step(uuid, bigint, text, jsonb, integer, intege
 
 create function durable._open_running_steps(running_steps jsonb)
 returns void language plpgsql as $$
+declare
+  v_now timestamptz := durable._now();
 begin
   insert into durable.open_steps as o (workflow_id, lease, started_at, attempt, step_name)
-  select s.workflow_id, s.lease, clock_timestamp() - s.elapsed_ms * interval '1 millisecond', coalesce(s.attempt, 1), s.step_name
+  select s.workflow_id, s.lease, v_now - s.elapsed_ms * interval '1 millisecond', coalesce(s.attempt, 1), s.step_name
   from jsonb_to_recordset(running_steps) as s(workflow_id uuid, lease bigint, step_name text, attempt integer, elapsed_ms bigint)
   where s.elapsed_ms >= 0 and char_length(s.step_name) between 1 and 500
     and exists (select from durable.live_workflows l where l.workflow_id = s.workflow_id and l.lease = s.lease)

@@ -23,7 +23,7 @@ begin
     end if;
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
-    insert into durable.workers (name, queues, expires_at) values (worker, queues, clock_timestamp() + durable._lease())
+    insert into durable.workers (name, queues, expires_at) values (worker, queues, durable._now() + durable._lease())
     on conflict do nothing;
   end loop;
 end
@@ -64,7 +64,7 @@ begin
     format('worker %L: %s workflow ids but %s leases', worker, cardinality(workflow_ids), cardinality(leases)),
     'Pass one lease for each workflow id.');
   update durable.workers w
-  set heartbeat_at = clock_timestamp(), expires_at = clock_timestamp() + durable._lease()
+  set heartbeat_at = durable._now(), expires_at = durable._now() + durable._lease()
   where w.name = heartbeat.worker and w.died_at is null;
 
   if jsonb_typeof(running_steps) = 'array' then
@@ -146,7 +146,7 @@ declare
   v_worker_id integer;
   v_released integer;
 begin
-  update durable.workers w set died_at = clock_timestamp(), suspect_since = null
+  update durable.workers w set died_at = durable._now(), suspect_since = null
   where w.name = leave.worker and w.died_at is null
   returning w.worker_id into v_worker_id;
   delete from durable.idle_workers i where i.worker_id = v_worker_id;

@@ -85,7 +85,7 @@ $$;
 create function durable._is_quiet(relations regclass[])
 returns boolean language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_before text[];
   v_using text[] := array(
     select distinct k.virtualtransaction from pg_locks k
@@ -140,6 +140,7 @@ $$;
 create function durable._drop_history()
 returns integer language plpgsql as $$
 declare
+  v_now timestamptz := durable._now();
   v_keep record;
   v_day date;
 begin
@@ -148,9 +149,9 @@ begin
     return 0;
   end if;
   select * into v_keep from durable._keeps();
-  for v_day in select d from durable._old_days(now() - v_keep.shortest - interval '1 day') as d loop
-    if not durable._is_needed(v_day, now() - v_keep.longest) then
-      return durable._drop_day(v_day, now() - v_keep.longest);
+  for v_day in select d from durable._old_days(v_now - v_keep.shortest - interval '1 day') as d loop
+    if not durable._is_needed(v_day, v_now - v_keep.longest) then
+      return durable._drop_day(v_day, v_now - v_keep.longest);
     end if;
   end loop;
   return 0;
@@ -158,19 +159,19 @@ end
 $$;
 
 -- Until when the rows of a rule must have ended to be deleted one by one; never for those of a day that will soon be dropped.
-create function durable._cutoff(keep interval, longest interval, day date)
+create function durable._cutoff(keep interval, longest interval, day date, at timestamptz)
 returns timestamptz language sql stable as $$
-  select case when keep = longest and keep >= interval '1 day' and durable._start_of(day) > now() - keep - interval '2 days'
-    then '-infinity' else now() - keep end
+  select case when keep = longest and keep >= interval '1 day' and durable._start_of(day) > at - keep - interval '2 days'
+    then '-infinity' else at - keep end
 $$;
 
 -- Deletes what of a day is past by its rule: at most max_workflows, or fewer when they have many steps.
-create function durable._expire_day(day date, longest interval, max_workflows integer)
+create function durable._expire_day(day date, longest interval, at timestamptz, max_workflows integer)
 returns integer language plpgsql set plan_cache_mode = force_custom_plan as $$
 declare
   v_first uuid := durable._first_id(durable._start_of(day));
   v_next uuid := durable._first_id(durable._start_of(day + 1));
-  v_default timestamptz := durable._cutoff(durable._setting('retention')::interval, longest, day);
+  v_default timestamptz := durable._cutoff(durable._setting('retention')::interval, longest, day, at);
   v_queues text[];
   v_cutoffs timestamptz[];
   v_name text := '';
@@ -180,14 +181,14 @@ declare
   v_keys text[];
   v_count integer := 0;
 begin
-  select array_agg(r.queue), array_agg(durable._cutoff(r.keep, longest, day)) into v_queues, v_cutoffs
+  select array_agg(r.queue), array_agg(durable._cutoff(r.keep, longest, day, at)) into v_queues, v_cutoffs
   from durable.retention_rules r where r.queue is not null;
   -- By name, where each rule finds its own rows and none that it must leave.
   loop
     select min(f.name) into v_name from durable.finished_workflows f
     where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > v_name;
     exit when v_name is null;
-    v_of_name := (select durable._cutoff(r.keep, longest, day) from durable.retention_rules r where r.workflow = v_name);
+    v_of_name := (select durable._cutoff(r.keep, longest, day, at) from durable.retention_rules r where r.workflow = v_name);
     v_newest := coalesce(v_of_name, greatest(v_default, (select max(c) from unnest(v_cutoffs) as c)));
     continue when v_newest <= durable._start_of(day);
     with expired as materialized (
@@ -230,13 +231,14 @@ $$;
 create function durable._expire_rows(max_workflows integer)
 returns integer language plpgsql as $$
 declare
+  v_now timestamptz := durable._now();
   v_keep record;
   v_day date;
   v_count integer := 0;
 begin
   select * into v_keep from durable._keeps();
-  for v_day in select d from durable._old_days(now() - v_keep.shortest) as d loop
-    v_count := v_count + durable._expire_day(v_day, v_keep.longest, max_workflows - v_count);
+  for v_day in select d from durable._old_days(v_now - v_keep.shortest) as d loop
+    v_count := v_count + durable._expire_day(v_day, v_keep.longest, v_now, max_workflows - v_count);
     exit when v_count >= max_workflows;
   end loop;
   return v_count;
@@ -247,7 +249,7 @@ $$;
 create function durable._free_keys(max_keys integer)
 returns integer language plpgsql as $$
 declare
-  v_until uuid := durable._first_id(greatest(now() - (durable._keeps()).shortest, 'epoch'));
+  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
   v_id uuid := durable._first_id('epoch');
   v_day date;
   v_next uuid;
@@ -278,7 +280,7 @@ $$;
 create function durable._clear_state(max_rows integer)
 returns integer language plpgsql as $$
 declare
-  v_until uuid := durable._first_id(greatest(now() - (durable._keeps()).shortest, 'epoch'));
+  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
   v_id uuid := durable._first_id('epoch');
   v_day date;
   v_next uuid;
@@ -309,7 +311,7 @@ $$;
 create function durable._clear_approvals(max_rows integer)
 returns integer language plpgsql as $$
 declare
-  v_until uuid := durable._first_id(greatest(now() - (durable._keeps()).shortest, 'epoch'));
+  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
   v_id uuid := durable._first_id('epoch');
   v_day date;
   v_next uuid;

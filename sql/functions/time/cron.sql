@@ -434,7 +434,7 @@ begin
   end if;
   if timezone ~ '^[[:alpha:]_-]+(/[[:alpha:]_-]+)+$' or timezone ~ '^Etc/GMT[-+]?\d+$' then
     begin
-      perform pg_catalog.timezone(_check_timezone.timezone, now());
+      perform pg_catalog.timezone(_check_timezone.timezone, to_timestamp(0));
       return true;
     exception when invalid_parameter_value then
       null;
@@ -456,7 +456,7 @@ begin
   if durable._check_timezone(timezone) and (after >= '0001-01-01 UTC' and after < '9000-01-01 UTC') is not true then
     perform durable._require(false,
       format('after must be a time between the years 1 and 8999, not %s', coalesce(after::text, 'NULL')),
-      'Use now() for the next time from now on.');
+      'Pass the time to count from.');
   end if;
   v_next := durable._cron_next(durable._parse_cron(cron), after, timezone);
   if v_next is null then

@@ -11,7 +11,7 @@ declare
   v_report jsonb := durable.tick();
   v_wait double precision := greatest(0.02, least(coalesce((v_report ->> 'next_in_ms')::double precision, 500), 500) / 1000);
 begin
-  return case when clock_timestamp() + make_interval(secs => v_wait) < until then v_wait end;
+  return case when durable._now() + make_interval(secs => v_wait) < until then v_wait end;
 end
 $$;
 
@@ -19,7 +19,7 @@ create procedure durable._tick_for(period interval)
 language plpgsql as $$
 declare
   -- Commits end a SET clause and are not allowed below one, so every name here is qualified instead, and operators are functions.
-  v_until timestamptz := pg_catalog.timestamptz_pl_interval(pg_catalog.clock_timestamp(), period);
+  v_until timestamptz := pg_catalog.timestamptz_pl_interval(durable._now(), period);
   v_wait double precision;
 begin
   loop

@@ -265,7 +265,7 @@ returns boolean language sql immutable as $$ select left(code, 2) in ('40', '53'
 create function durable._fire_due(p_max integer)
 returns integer language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_names text[];
   v_name text;
   v_fired integer := 0;
@@ -406,6 +406,7 @@ $$;
 create function durable._pause_failed(p_max integer)
 returns integer language plpgsql as $$
 declare
+  v_now timestamptz := durable._now();
   v_names text[];
   v_paused integer;
 begin
@@ -429,8 +430,7 @@ begin
     group by e.schedule
   )
   update durable.schedules s
-  set paused_at = clock_timestamp(), pause_reason = format('workflow %s failed', f.workflow_id),
-    changed_at = clock_timestamp()
+  set paused_at = v_now, pause_reason = format('workflow %s failed', f.workflow_id), changed_at = v_now
   from failed f
   where s.name = f.schedule and s.pause_on_failure and s.paused_at is null;
   get diagnostics v_paused = row_count;
@@ -454,12 +454,12 @@ begin
     order by f.due_at limit greatest(0, least(p_backfill.max_parallel - v_open, p_max)));
   if cardinality(v_dues) > 0 then
     update durable.schedule_firings f
-    set outcome = 'backfilled', reason = null, open = true, workflow_id = d.id, handled_at = clock_timestamp()
+    set outcome = 'backfilled', reason = null, open = true, workflow_id = d.id, handled_at = durable._now()
     from unnest(v_dues, durable._start_firings(array_fill(p_backfill.schedule, array[cardinality(v_dues)]), v_dues))
       as d(due_at, id)
     where f.schedule = p_backfill.schedule and f.due_at = d.due_at;
   elsif v_open = 0 then
-    update durable.schedule_backfills b set ended_at = clock_timestamp() where b.backfill_id = p_backfill.backfill_id;
+    update durable.schedule_backfills b set ended_at = durable._now() where b.backfill_id = p_backfill.backfill_id;
   end if;
   return cardinality(v_dues);
 end
@@ -493,7 +493,7 @@ $$;
 create function durable._forget_firings(p_max integer)
 returns integer language plpgsql as $$
 declare
-  v_before timestamptz := clock_timestamp() - durable._setting('firing_retention')::interval;
+  v_before timestamptz := durable._now() - durable._setting('firing_retention')::interval;
   v_forgotten bigint;
   v_backfill_ids bigint[];
 begin
@@ -526,7 +526,7 @@ begin
     perform durable._require(false, format('there is no schedule %L', p_name),
       'See select name from durable.schedules.');
   end if;
-  v_now := clock_timestamp();
+  v_now := durable._now();
   if v_schedule.next_at <= v_now then
     begin
       perform durable._fire(array[p_name], v_now, 1000);
@@ -552,7 +552,7 @@ declare
 begin
   perform durable._require(char_length(name) between 1 and 200, 'the name of a schedule must have 1 to 200 characters',
     'For example ''nightly-report''.');
-  perform durable.cron_next(cron, now(), timezone);
+  perform durable.cron_next(cron, durable._now(), timezone);
   perform durable._require(overlap in ('skip', 'queue_one', 'queue_all', 'cancel', 'allow'),
     v_what || format('overlap must not be %s', quote_nullable(overlap)),
     'It is what happens while the workflow before still runs: skip, queue_one, queue_all, cancel or allow.');
@@ -604,7 +604,7 @@ begin
   on conflict do nothing;
   if found then
     select * into v_new from durable.schedules s where s.name = schedule.name;
-    v_new.next_at := durable._next_due(v_new, clock_timestamp());
+    v_new.next_at := durable._next_due(v_new, durable._now());
     update durable.schedules s set next_at = v_new.next_at where s.name = schedule.name;
     return v_new.next_at;
   end if;
@@ -627,9 +627,9 @@ begin
   -- Only a change of the times begins anew, so that whoever applies a schedule again and again does not put it off.
   if (v_new.cron, v_new.timezone, v_new.starts_at, v_new.ends_at, v_new.max_firings, v_new.error)
     is distinct from (v_old.cron, v_old.timezone, v_old.starts_at, v_old.ends_at, v_old.max_firings, null::text) then
-    v_new.next_at := durable._next_due(v_new, clock_timestamp());
+    v_new.next_at := durable._next_due(v_new, durable._now());
   end if;
-  update durable.schedules s set next_at = v_new.next_at, error = null, changed_at = clock_timestamp()
+  update durable.schedules s set next_at = v_new.next_at, error = null, changed_at = durable._now()
   where s.name = schedule.name;
   if v_new.overlap <> 'allow' or v_new.pause_on_failure then
     -- What was started while nobody had to know of its end.
@@ -669,7 +669,7 @@ begin
   update durable.schedule_firings f set outcome = 'skipped', reason = 'the schedule was removed'
   where f.schedule = unschedule.name and f.outcome = 'queued';
   update durable.schedule_firings f set open = false, watched = false where f.schedule = unschedule.name and f.open;
-  update durable.schedule_backfills b set ended_at = clock_timestamp()
+  update durable.schedule_backfills b set ended_at = durable._now()
   where b.schedule = unschedule.name and b.ended_at is null;
   delete from durable.schedules s where s.name = unschedule.name;
   return true;
@@ -684,12 +684,13 @@ returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_schedule durable.schedules := durable._lock_schedule(pause_schedule.name);
+  v_now timestamptz;
 begin
   if v_schedule.paused_at is not null then
     return false;
   end if;
-  update durable.schedules s set paused_at = clock_timestamp(), pause_reason = pause_schedule.reason,
-    changed_at = clock_timestamp()
+  v_now := durable._now();
+  update durable.schedules s set paused_at = v_now, pause_reason = pause_schedule.reason, changed_at = v_now
   where s.name = pause_schedule.name;
   return true;
 end
@@ -705,9 +706,9 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_schedule durable.schedules := durable._lock_schedule(resume_schedule.name);
 begin
-  v_schedule.next_at := coalesce(v_schedule.next_at, durable._next_due(v_schedule, clock_timestamp()));
+  v_schedule.next_at := coalesce(v_schedule.next_at, durable._next_due(v_schedule, durable._now()));
   update durable.schedules s
-  set paused_at = null, pause_reason = null, error = null, next_at = v_schedule.next_at, changed_at = clock_timestamp()
+  set paused_at = null, pause_reason = null, error = null, next_at = v_schedule.next_at, changed_at = durable._now()
   where s.name = resume_schedule.name;
   return v_schedule.next_at;
 end
@@ -722,7 +723,7 @@ returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   v_schedule durable.schedules := durable._lock_schedule(trigger_schedule.name);
-  v_due timestamptz := clock_timestamp();
+  v_due timestamptz := durable._now();
   v_id uuid;
 begin
   -- Never at the same time as another one, and never at a whole second, which cron lines name.
@@ -783,7 +784,7 @@ declare
   v_dues timestamptz[] := array[]::timestamptz[];
   v_backfill_id bigint;
 begin
-  perform durable._require(from_at <= until_at and isfinite(from_at) and until_at <= clock_timestamp(),
+  perform durable._require(from_at <= until_at and isfinite(from_at) and until_at <= durable._now(),
     format('schedule %L: %s to %s is not a range in the past', name, quote_nullable(from_at), quote_nullable(until_at)),
     'from_at is not after until_at, and until_at is not after now; both are included.');
   perform durable._require(max_parallel >= 1, format('schedule %L: max_parallel must be at least 1, not %s', name,
@@ -815,7 +816,7 @@ begin
     left join durable.schedule_firings f on f.schedule = backfill_schedule.name and f.due_at = d.due_at
   ), queued as (
     insert into durable.schedule_firings as f (schedule, due_at, outcome, handled_at, backfill_id, reason)
-    select backfill_schedule.name, p.due_at, 'queued', clock_timestamp(), v_backfill_id,
+    select backfill_schedule.name, p.due_at, 'queued', durable._now(), v_backfill_id,
       'its turn in the backfill has not come'
     from planned p where not dry_run and p.action in ('run', 'run again')
     on conflict on constraint schedule_firings_pkey do update

@@ -3,7 +3,7 @@ create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(0::smallint);
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_ids uuid[];
   v_queues text[];
 begin
@@ -32,7 +32,7 @@ create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(1::smallint);
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_late record;
   v_error jsonb := jsonb_build_object(
     'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
@@ -67,7 +67,7 @@ begin
       select o.worker_id from durable.workers o where o.name = worker and o.died_at is null))
     into v_count, v_rank from durable.workers w where w.died_at is null;
   v_period := greatest(v_count * v_slot, 0.85);
-  v_wait := v_period - mod(extract(epoch from clock_timestamp()) - v_rank * v_slot, v_period);
+  v_wait := v_period - mod(extract(epoch from durable._now()) - v_rank * v_slot, v_period);
   if v_wait < v_slot / 2 then
     v_wait := v_wait + v_period;
   end if;
@@ -82,12 +82,13 @@ declare
   v_report jsonb := jsonb_build_object();
   v_part text;
   v_done integer;
-  v_today date := (now() at time zone 'UTC')::date;
   v_timers integer[] := array[0, 0];
   v_again boolean := false;
   v_next timestamptz;
-  v_soon timestamptz := clock_timestamp() + interval '10 seconds';
-  v_begin constant timestamptz := clock_timestamp();
+  v_begin constant timestamptz := durable._now();
+  v_today constant date := (v_begin at time zone 'UTC')::date;
+  v_soon constant timestamptz := v_begin + interval '10 seconds';
+  v_end timestamptz;
   v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
   perform durable._require(max_workflows > 0,
@@ -143,9 +144,10 @@ begin
     perform durable._advance_timers(v_at, v_timers);
   end if;
 
+  v_end := durable._now();
   v_next := least(
     -- Soon, but nine tenths of the time are for others.
-    case when v_again then clock_timestamp() + 9 * (clock_timestamp() - v_begin) end,
+    case when v_again then v_end + 9 * (v_end - v_begin) end,
     durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
     durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
     (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
@@ -153,7 +155,7 @@ begin
      where w.died_at is null));
   return v_report || jsonb_build_object(
     'next_in_ms', case when v_next is not null then
-      greatest(0, ceil(extract(epoch from v_next - clock_timestamp()) * 1000)::bigint) end,
+      greatest(0, ceil(extract(epoch from v_next - v_end) * 1000)::bigint) end,
     'turn_in_ms', durable._next_turn(worker));
 end
 $$;

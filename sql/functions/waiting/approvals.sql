@@ -3,7 +3,7 @@
 create view durable.approvals as
   -- In parts, each with its state as a constant, so that a question for some states reads nothing of the others.
   select r.approval_id, r.workflow_id, r.workflow, r.step_name, r.subject, r.assignee, r.form, r.requested_at, r.expires_at,
-    case when r.expires_at <= statement_timestamp() then 'expired'
+    case when r.expires_at <= durable._now_in_view() then 'expired'
       -- Not EXISTS, which may be answered by reading all workflows once.
       when (select true from durable.live_workflows l where l.workflow_id = r.workflow_id) then 'pending'
       else 'withdrawn' end::durable.approval_state as state,
@@ -64,7 +64,7 @@ returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_id uuid;
 begin
   perform durable._hold_lease(workflow_id, lease, step_name);
@@ -125,7 +125,7 @@ begin
   elsif v_request.decision = decision and (data is null or v_request.data is not distinct from data) then
     return false;
   end if;
-  v_request.decided_at := clock_timestamp();
+  v_request.decided_at := durable._now();
   v_why := case
     when v_request.decision is not null then format('is decided: %s, by %s', v_request.decision, v_request.decided_by)
     when v_request.expired or v_request.expires_at <= v_request.decided_at then 'has expired'

@@ -75,6 +75,7 @@ declare
   v_stored record;
   v_queue text;
   v_priority integer;
+  v_now timestamptz;
 begin
   perform durable._hold_lease(workflow_id, lease, step_name);
   select coalesce(start_children.queue, l.queue), coalesce(start_children.priority, l.priority) into v_queue, v_priority
@@ -105,13 +106,14 @@ begin
     perform durable._add_lane(v_queue, v_priority::smallint);
   end if;
   perform pg_current_xact_id();
+  v_now := durable._now();
   insert into durable.live_workflows (workflow_id, parent_id, limited, ready_seq, wake_at, created_at, max_attempts,
     priority, status, timeout, name, queue, tags, input)
   select durable._child_id(v_first, i.n::integer - 1), workflow_id,
     case when max_parallel < cardinality(inputs) then true end,
     case when i.n > max_parallel then null else nextval('durable.ready_seq') end,
     case when i.n > max_parallel then 'infinity'::timestamptz end,
-    now(), max_attempts, v_priority, 'pending', timeout, workflow, v_queue, tags, i.input
+    v_now, max_attempts, v_priority, 'pending', timeout, workflow, v_queue, tags, i.input
   from unnest(inputs) with ordinality as i(input, n)
   order by i.n;
   perform durable._ring(v_queue, least(cardinality(inputs), max_parallel));

@@ -191,7 +191,7 @@ $$;
 create function durable._age_signals(max_rows integer)
 returns integer language plpgsql as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := durable._now();
   v_mark durable.wake_marks;
   v_ids uuid[];
   v_seqs bigint[];
@@ -280,7 +280,7 @@ begin
       'Nothing was sent.', 'Send it to a workflow that runs; one that failed receives again after durable.retry().');
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
-  values (workflow_id, topic, key, payload, clock_timestamp())
+  values (workflow_id, topic, key, payload, durable._now())
   on conflict do nothing;
   return found;
 end
@@ -301,7 +301,7 @@ begin
   perform durable._require(char_length(event) between 1 and 400,
     'the name of an event must have 1 to 400 characters', 'For example ''order-7 paid''.');
   perform durable._check_payload(format('event %L: the payload', event), payload);
-  insert into durable.events (event, payload, emitted_at) values (event, payload, clock_timestamp())
+  insert into durable.events (event, payload, emitted_at) values (event, payload, durable._now())
   on conflict on constraint events_pkey do nothing;
   return found;
 end

@@ -11,7 +11,7 @@ begin
     perform durable._raise_outcome('WF006', publish.workflow_id, publish.lease);
   end if;
   insert into durable.workflow_state as s (workflow_id, lease, published_at, key, value)
-  select l.workflow_id, l.lease, clock_timestamp(), publish.key, publish.value
+  select l.workflow_id, l.lease, durable._now(), publish.key, publish.value
   from durable.live_workflows l where l.workflow_id = publish.workflow_id and l.lease = publish.lease
   on conflict on constraint workflow_state_pkey do update
     set lease = excluded.lease, published_at = excluded.published_at, value = excluded.value

@@ -160,7 +160,7 @@ declare
 begin
   -- The xid before the clock, as for every wake_at: see durable.lane_marks.
   perform pg_current_xact_id();
-  v_now := clock_timestamp();
+  v_now := durable._now();
   -- Nobody else parks, receives or takes a workflow over meanwhile. One that another transaction holds, a step with SQL of
   -- its own or a cancellation, is not waited for.
   v_locked := array(

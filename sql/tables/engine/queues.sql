@@ -1,6 +1,6 @@
 create table durable.queues (
   queue text not null,
-  created_at timestamptz not null default now(),
+  created_at timestamptz not null default durable._now(),
   constraint queues_pkey primary key (queue),
   constraint queues_name_length check (char_length(queue) between 1 and 200)
 );
