@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import _codec
 from ._durations import Duration, seconds
@@ -134,6 +134,15 @@ class Workflow(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R | Coroutine[Any, Any, R]:
         return self.function(*args, **kwargs)
+
+
+class App(Protocol):
+    """What a worker needs of a ``Durable``: the workflows that it declares, and the database that they live in."""
+
+    @property
+    def dsn(self) -> str: ...
+    @property
+    def workflows(self) -> Mapping[str, Workflow[..., Any]]: ...
 
 
 def name_of(workflow: Workflow[..., Any] | str) -> str:

@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
@@ -23,7 +23,7 @@ from . import _calls, _codec
 from ._calls import Claimed
 from ._context import Context
 from ._context_async import AsyncContext
-from ._definitions import Workflow
+from ._definitions import App, Workflow
 from ._durations import Duration, seconds
 from ._engine import AsyncEngine, ThreadEngine
 from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
@@ -35,9 +35,6 @@ from ._session import Session
 from ._threads import DaemonThreads
 from ._waits import Waits
 from ._writer import Completion, Writer
-
-if TYPE_CHECKING:
-    from ._app import Durable
 
 log = logging.getLogger("durable")
 
@@ -60,7 +57,7 @@ _LAST_WORDS = 2.0
 
 
 class Worker:
-    """Runs the workflows of an app in this process.
+    """Runs the workflows of an app, a ``Durable``, in this process.
 
     ``concurrency`` is how many workflows run at a time, ``queues`` where they come from (default: the queues that the
     app's workflows name), ``transactions`` how many connections transactional steps may use, and ``drain`` how long
@@ -69,7 +66,7 @@ class Worker:
 
     def __init__(
         self,
-        app: Durable,
+        app: App,
         *,
         queues: Sequence[str] | None = None,
         concurrency: int = 200,
