@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,16 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _codec
 from ._calls import Claimed, StoredStep, stored_steps
 from ._errors import DurableError, InvalidArgument, StepFailed
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from ._waits import Wait
 
 
 class WorkflowInterrupted(BaseException):
@@ -177,3 +173,21 @@ class Run:
     def leave(self, name: str, token: Any) -> None:
         self.running.pop(name, None)
         _current.reset(token)
+
+
+class Wait:
+    """A wait that is under way. The waiter gets the output, decoded from JSON."""
+
+    __slots__ = ("conditions", "mode", "run", "step", "timeout", "until", "waiter")
+
+    def __init__(
+        self, run: Run, step: str, conditions: str, mode: str, timeout: float | None, until: float | None,
+        waiter: asyncio.Future[Any],
+    ) -> None:  # fmt: skip
+        self.run = run
+        self.step = step
+        self.conditions = conditions
+        self.mode = mode
+        self.timeout = timeout
+        self.until = until
+        self.waiter = waiter

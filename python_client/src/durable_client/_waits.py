@@ -17,7 +17,7 @@ from . import _calls
 from ._errors import from_database, from_outcome, step_failed
 from ._link import Link
 from ._outcome import for_owner
-from ._run import Run, WorkflowInterrupted
+from ._run import Run, Wait, WorkflowInterrupted
 
 # One call takes the waits of at most this many workflows.
 _MOST_RUNS = 500
@@ -25,24 +25,6 @@ _MOST_RUNS = 500
 _SETTLE = 0.005
 # How often a wait is asked for while steps are under way beside it.
 _POLL = 0.5
-
-
-class Wait:
-    """A wait that is under way. The waiter gets the output, decoded from JSON."""
-
-    __slots__ = ("conditions", "mode", "run", "step", "timeout", "until", "waiter")
-
-    def __init__(
-        self, run: Run, step: str, conditions: str, mode: str, timeout: float | None, until: float | None,
-        waiter: asyncio.Future[Any],
-    ) -> None:  # fmt: skip
-        self.run = run
-        self.step = step
-        self.conditions = conditions
-        self.mode = mode
-        self.timeout = timeout
-        self.until = until
-        self.waiter = waiter
 
 
 class Waits:
