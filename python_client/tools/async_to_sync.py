@@ -12,11 +12,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "durable_client"
 MODULES = {
-    "_approval_async.py": "_approval.py",
-    "_child_async.py": "_child.py",
-    "_client_async.py": "_client.py",
-    "_context_async.py": "_context.py",
-    "_transaction_async.py": "_transaction.py",
+    "_client/client_async.py": "_client/client.py",
+    "_context/approval_async.py": "_context/approval.py",
+    "_context/child_async.py": "_context/child.py",
+    "_context/context_async.py": "_context/context.py",
+    "_context/transaction_async.py": "_context/transaction.py",
 }
 
 # In this order, on whole words.
@@ -36,7 +36,7 @@ REPLACEMENTS = [
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncEngine\b", "ThreadEngine"),
     (r"\bAsync(ApprovalRequest|Child|Client|Handle|Context|Connection|ConnectionPool|Cursor)\b", r"\1"),
-    (r"\b_(approval|child|invoke|transaction|client|context)_async\b", r"_\1"),
+    (r"\b(approval|child|invoke|transaction|client|context)_async\b", r"\1"),
     (r"\b(invoke|configure)_async\b", r"\1"),
     (r"\brun_transaction_async\b", "run_transaction"),
     # The last, for it names an asynchronous module.

@@ -33,12 +33,10 @@ from durable_client import (
     StepInterrupted,
     Timer,
     WaitTimedOut,
-    _context,
-    _context_async,
-    _engine,
     current_step,
 )
-from durable_client._run import LONG_RUN
+from durable_client._context import context, context_async, engine
+from durable_client._context.run import LONG_RUN
 
 app = Durable()
 PATIENCE = 60.0
@@ -877,7 +875,7 @@ PATHS = {path.name: path for path in _PATHS}
 def work(name: str, long_run: int, dsn: str, straight_dsn: str, log: str) -> None:
     """A worker process, for any path."""
     _begin(dsn, straight_dsn, log)
-    for module in (_context, _context_async, _engine):
+    for module in (context, context_async, engine):
         module.LONG_RUN = long_run  # type: ignore[attr-defined]
     app.run_worker(name=name, concurrency=1, drain=0.1)
 

@@ -105,7 +105,7 @@ def test_16_workers_never_run_the_same_workflow(app: Durable, db: Database) -> N
 def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the bell a worker would look after an hour."""
     for poll in ("_FIRST_POLL", "_POLL"):
-        monkeypatch.setattr(f"durable_client._worker.{poll}", 3600.0)
+        monkeypatch.setattr(f"durable_client._worker.worker.{poll}", 3600.0)
 
 
 def until_idle(conn: Connection) -> None:
@@ -144,7 +144,7 @@ def test_an_idle_worker_is_woken_also_when_the_connection_where_it_claims_was_lo
 def test_what_is_committed_after_a_worker_lay_down_is_found_though_nobody_rings(
     app: Durable, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_client._worker._POLL", 3600.0)
+    monkeypatch.setattr("durable_client._worker.worker._POLL", 3600.0)
     run = declare(app, [])
     conn, other = db.connect(), db.connect()
     with ExitStack() as running:

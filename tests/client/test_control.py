@@ -20,10 +20,8 @@ from durable_client import (
     InvalidArgument,
     PayloadTooLarge,
     WorkflowNotFound,
-    _context,
-    _context_async,
-    _engine,
 )
+from durable_client._context import context, context_async, engine
 
 from client.workers import working
 from clusters import Database
@@ -397,7 +395,7 @@ def test_a_continuation_that_cannot_be_is_an_error_of_the_workflow(app: Durable,
 def test_a_run_of_many_steps_is_warned_of_in_the_log_and_on_its_row(
     app: Durable, db: Database, plain: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (_context, _context_async, _engine):
+    for module in (context, context_async, engine):
         monkeypatch.setattr(module, "LONG_RUN", 3)
 
     go_on = threading.Event()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from durable_client import _calls
+from durable_client._client import calls
 
 from client import paths
 from client.lanes import READS, Lanes
@@ -48,7 +48,7 @@ def test_a_crash_before_or_after_any_call_of_a_path_loses_and_repeats_nothing(la
 
 
 def test_the_paths_come_to_every_function_that_the_client_calls(lanes: Lanes) -> None:
-    texts = [text for text in vars(_calls).values() if isinstance(text, str)]
+    texts = [text for text in vars(calls).values() if isinstance(text, str)]
     functions = {function for text in texts for function in re.findall(r"durable\.(\w+)\(", text)} - {"build"}
-    calls = {each for run in lanes.record(*paths.PATHS).values() for each in run.calls}
-    assert calls | READS - {"SELECT"} | SCHEDULES == functions | STATEMENTS
+    called = {each for run in lanes.record(*paths.PATHS).values() for each in run.calls}
+    assert called | READS - {"SELECT"} | SCHEDULES == functions | STATEMENTS

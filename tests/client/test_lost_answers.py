@@ -14,11 +14,9 @@ from durable_client import (
     Durable,
     Retry,
     WorkflowFailed,
-    _context,
-    _context_async,
-    _engine,
     current_step,
 )
+from durable_client._context import context, context_async, engine
 
 from client.proxy import Proxy
 from client.workers import working
@@ -136,7 +134,7 @@ def test_06_after_a_lost_answer_to_what_a_run_says_of_itself_it_is_said_once(
     plain: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (_context, _context_async, _engine):
+    for module in (context, context_async, engine):
         monkeypatch.setattr(module, "LONG_RUN", 1)
 
     @lossy.step

@@ -1,16 +1,18 @@
 """Durable workflows in Python on nothing but Postgres."""
 
 from ._app import Durable
-from ._approval import ApprovalRequest
-from ._approval_async import AsyncApprovalRequest
 from ._approvals import ApprovalRecord, Decision
-from ._child import Child
-from ._child_async import AsyncChild
-from ._client import Client, Handle
-from ._client_async import AsyncClient, AsyncHandle
+from ._client.client import Client, Handle
+from ._client.client_async import AsyncClient, AsyncHandle
+from ._client.schema import install, schema_sql
 from ._conditions import Event, Message, Met, Timer
-from ._context import Context
-from ._context_async import AsyncContext
+from ._context.approval import ApprovalRequest
+from ._context.approval_async import AsyncApprovalRequest
+from ._context.child import Child
+from ._context.child_async import AsyncChild
+from ._context.context import Context
+from ._context.context_async import AsyncContext
+from ._context.run import StepInfo, WorkflowInterrupted, current_step
 from ._definitions import Step, Workflow
 from ._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from ._errors import (
@@ -36,11 +38,9 @@ from ._errors import (
 )
 from ._records import StepRecord
 from ._retry import Retry
-from ._run import StepInfo, WorkflowInterrupted, current_step
 from ._schedules import BackfillStep, Firing, Schedule
-from ._schema import install, schema_sql
 from ._version import __version__
-from ._worker import Worker
+from ._worker.worker import Worker
 
 __all__ = [
     "ApprovalClosed",

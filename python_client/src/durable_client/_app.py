@@ -9,14 +9,14 @@ from datetime import datetime
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from ._approvals import ApprovalRecord, ApprovalState
-from ._client import Client, Handle
-from ._client_async import AsyncClient
+from ._client.client import Client, Handle
+from ._client.client_async import AsyncClient
 from ._definitions import NO_RETRY, Step, Workflow
 from ._durations import Duration, seconds
 from ._errors import InvalidArgument
 from ._retry import Retry
 from ._schedules import CatchupMode, Overlap, Schedule
-from ._worker import Worker, run_until_signalled
+from ._worker.worker import Worker, run_until_signalled
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -5,8 +5,8 @@ from typing import Any
 import click
 from psycopg.rows import dict_row
 
-from .. import _calls
 from .._approvals import listed
+from .._client import calls
 from .._errors import translated
 from . import _values
 from ._database import connect_to_schema, in_utc
@@ -107,7 +107,7 @@ def decide(
     decided = _DECISIONS[decision]
     document = read_json(data, "'--data'")
     with connect_to_schema(dsn) as conn, translated():
-        is_first = conn.execute(_calls.DECIDE, [approval_id, decided, by, comment, document]).fetchone() == (True,)
+        is_first = conn.execute(calls.DECIDE, [approval_id, decided, by, comment, document]).fetchone() == (True,)
     text = (
         f"{decided.capitalize()} {approval_id}"
         if is_first

@@ -8,9 +8,9 @@ from typing import Any
 
 import psycopg
 
-from .. import _calls
+from .._client import calls
+from .._client.schema import check_version
 from .._errors import DurableError, translated
-from .._schema import check_version
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -51,7 +51,7 @@ def connect_to_schema(dsn: str | None) -> Iterator[Connection]:
     """A connection to a database whose schema fits this client. Raises SchemaMismatch."""
     with connect(dsn) as conn:
         with translated():
-            check_version(conn.execute(_calls.VERSION).fetchone())
+            check_version(conn.execute(calls.VERSION).fetchone())
         yield conn
 
 

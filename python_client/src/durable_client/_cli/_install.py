@@ -7,10 +7,10 @@ import click
 import psycopg
 from psycopg import sql
 
-from .. import _calls
+from .._client import calls
+from .._client.schema import check_version
+from .._client.schema import install as install_plain
 from .._errors import SchemaMismatch
-from .._schema import check_version
-from .._schema import install as install_plain
 from .._version import __version__
 from ._database import Connection, connect
 from ._options import dsn_option, output_option
@@ -55,7 +55,7 @@ def _fitting_extension(conn: Connection) -> str | None:
 
 def _inspect(conn: Connection, is_new: bool) -> Installation:
     try:
-        row = conn.execute(_calls.VERSION).fetchone()
+        row = conn.execute(calls.VERSION).fetchone()
     except psycopg.errors.UndefinedFunction as error:
         raise SchemaMismatch(
             "there is a schema named durable in this database, but it is not the one of this project",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .. import _calls
+from .._client import calls
 from .._errors import DurableError, translated
 from . import _values
 from ._app import load_app
@@ -99,7 +99,7 @@ def show(name: str, limit: int, dsn: str | None, output: str) -> None:
       durable schedule show nightly-report --limit 30
     """
     with connect_to_schema(dsn) as conn, translated():
-        following = [row[0] for row in conn.execute(_calls.NEXT_FIRINGS, [name, limit])]
+        following = [row[0] for row in conn.execute(calls.NEXT_FIRINGS, [name, limit])]
         if output == "json":
             document = conn.execute(
                 f"select json_build_object({_SCHEDULE_JSON}, 'next', %s::timestamptz[], 'firings_listed', array("
@@ -201,7 +201,7 @@ def pause(name: str, reason: str | None, dsn: str | None, output: str) -> None:
     Example:
       durable schedule pause nightly-report --reason "the warehouse is being moved"
     """
-    _call(dsn, _calls.PAUSE_SCHEDULE, [name, reason])
+    _call(dsn, calls.PAUSE_SCHEDULE, [name, reason])
     say(output, f"Paused {name}", {"schedule": name, "paused": True})
 
 
@@ -218,7 +218,7 @@ def resume(name: str, dsn: str | None, output: str) -> None:
     Example:
       durable schedule resume nightly-report
     """
-    due = _call(dsn, _calls.RESUME_SCHEDULE, [name])
+    due = _call(dsn, calls.RESUME_SCHEDULE, [name])
     said = "it is not due again" if due is None else f"due next at {_time(due)}"
     say(output, f"Resumed {name}: {said}", {"schedule": name, "next_at": None if due is None else due.isoformat()})
 
@@ -236,7 +236,7 @@ def trigger(name: str, dsn: str | None, output: str) -> None:
     Example:
       durable schedule trigger nightly-report
     """
-    workflow_id = _call(dsn, _calls.TRIGGER_SCHEDULE, [name])
+    workflow_id = _call(dsn, calls.TRIGGER_SCHEDULE, [name])
     say(output, f"Enqueued {workflow_id}", {"schedule": name, "workflow_id": workflow_id})
 
 
@@ -253,7 +253,7 @@ def remove(name: str, dsn: str | None, output: str) -> None:
     Example:
       durable schedule remove nightly-report
     """
-    if not _call(dsn, _calls.UNSCHEDULE, [name]):
+    if not _call(dsn, calls.UNSCHEDULE, [name]):
         raise DurableError(f"there is no schedule {name!r}", hint="`durable schedule list` shows what there is.")
     say(output, f"Removed {name}", {"schedule": name, "removed": True})
 
@@ -289,10 +289,10 @@ def backfill(
     with connect_to_schema(dsn) as conn, translated():
         parameters = [name, from_at, until_at, not run, max_parallel, redo]
         if output == "json":
-            query = f"select to_json(b)::text from ({_calls.BACKFILL_SCHEDULE}) b"
+            query = f"select to_json(b)::text from ({calls.BACKFILL_SCHEDULE}) b"
             click.echo("[" + ",\n ".join(document for (document,) in conn.execute(query.encode(), parameters)) + "]")
             return
-        plan = conn.execute(_calls.BACKFILL_SCHEDULE, parameters).fetchall()
+        plan = conn.execute(calls.BACKFILL_SCHEDULE, parameters).fetchall()
     if not plan:
         click.echo("Nothing was due in that range.")
         return

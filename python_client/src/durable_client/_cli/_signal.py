@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import click
 
-from .. import _calls
+from .._client import calls
 from .._errors import translated
 from . import _values
 from ._database import connect_to_schema
@@ -30,7 +30,7 @@ def send(workflow_id: str, topic: str, payload_json: str | None, key: str | None
     """
     payload = read_json(payload_json, "'PAYLOAD_JSON'")
     with connect_to_schema(dsn) as conn, translated():
-        is_first = conn.execute(_calls.SEND, [workflow_id, topic, payload, key]).fetchone() == (True,)
+        is_first = conn.execute(calls.SEND, [workflow_id, topic, payload, key]).fetchone() == (True,)
     text = (
         f"Sent to {workflow_id}"
         if is_first
@@ -58,6 +58,6 @@ def emit(event: str, payload_json: str | None, dsn: str | None, output: str) -> 
     """
     payload = read_json(payload_json, "'PAYLOAD_JSON'")
     with connect_to_schema(dsn) as conn, translated():
-        is_first = conn.execute(_calls.EMIT, [event, payload]).fetchone() == (True,)
+        is_first = conn.execute(calls.EMIT, [event, payload]).fetchone() == (True,)
     text = f"Emitted {event}" if is_first else f"{event} was emitted before; nothing was changed."
     say(output, text, {"event": event, "emitted": is_first})

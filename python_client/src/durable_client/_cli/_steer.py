@@ -4,7 +4,7 @@ import json
 
 import click
 
-from .. import _calls
+from .._client import calls
 from .._errors import DurableError, translated
 from . import _values
 from ._database import Connection, connect_to_schema
@@ -31,7 +31,7 @@ def cancel(workflow_id: str, reason: str | None, dsn: str | None, output: str) -
       durable cancel 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e --reason "ordered twice"
     """
     with connect_to_schema(dsn) as conn, translated():
-        if conn.execute(_calls.CANCEL, [workflow_id, reason]).fetchone() != (True,):
+        if conn.execute(calls.CANCEL, [workflow_id, reason]).fetchone() != (True,):
             raise DurableError(
                 f"workflow {workflow_id} was not cancelled",
                 detail=f"It has already ended: it is {_status(conn, workflow_id)}.",
@@ -53,7 +53,7 @@ def retry(workflow_id: str, dsn: str | None, output: str) -> None:
       durable retry 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e
     """
     with connect_to_schema(dsn) as conn, translated():
-        if conn.execute(_calls.RETRY, [workflow_id]).fetchone() != (True,):
+        if conn.execute(calls.RETRY, [workflow_id]).fetchone() != (True,):
             raise DurableError(
                 f"workflow {workflow_id} cannot be retried",
                 detail=f"It is {_status(conn, workflow_id)}.",
@@ -81,7 +81,7 @@ def pause(workflow_id: str, reason: str | None, dsn: str | None, output: str) ->
       durable pause 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e --reason "the bank is down"
     """
     with connect_to_schema(dsn) as conn, translated():
-        done = conn.execute(_calls.PAUSE, [workflow_id, reason]).fetchone() == (True,)
+        done = conn.execute(calls.PAUSE, [workflow_id, reason]).fetchone() == (True,)
         status = _status(conn, workflow_id)
     if not done:
         raise DurableError(
@@ -105,7 +105,7 @@ def resume(workflow_id: str, dsn: str | None, output: str) -> None:
       durable resume 0198c5f0-7a31-7c52-9d3e-1f0b5a6c7d8e
     """
     with connect_to_schema(dsn) as conn, translated():
-        done = conn.execute(_calls.RESUME, [workflow_id]).fetchone() == (True,)
+        done = conn.execute(calls.RESUME, [workflow_id]).fetchone() == (True,)
         status = _status(conn, workflow_id)
     if not done:
         raise DurableError(f"workflow {workflow_id} is not paused", detail=f"It is {status}.")
@@ -147,12 +147,12 @@ def fork(
     document = read_json(input_json, "'--input'")
     replaced = ", ".join(f"{json.dumps(step)}: {read_json(text, _REPLACE)}" for step, text in outputs.items())
     with connect_to_schema(dsn) as conn, translated():
-        row = conn.execute(_calls.FORK, [workflow_id, from_step, document, f"{{{replaced}}}"]).fetchone()
+        row = conn.execute(calls.FORK, [workflow_id, from_step, document, f"{{{replaced}}}"]).fetchone()
     assert row is not None
     say(output, f"Forked {workflow_id} as {row[0]}", {"workflow_id": row[0], "forked_from": workflow_id})
 
 
 def _status(conn: Connection, workflow_id: str) -> str:
-    row = conn.execute(_calls.STATUS, [workflow_id]).fetchone()
+    row = conn.execute(calls.STATUS, [workflow_id]).fetchone()
     assert row is not None
     return str(row[0])

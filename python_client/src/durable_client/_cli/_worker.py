@@ -9,7 +9,7 @@ import sys
 import click
 import psycopg
 
-from .._link import wait_until_up
+from .._client.link import wait_until_up
 from . import _values
 from ._app import load_app
 from ._database import connect_to_schema

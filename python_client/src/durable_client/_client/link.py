@@ -17,8 +17,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
-from . import _calls
-from ._threads import DaemonThreads
+from .._threads import DaemonThreads
+from . import calls
 
 log = logging.getLogger("durable")
 
@@ -54,7 +54,7 @@ def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
 def is_direct(conn: psycopg.BaseConnection[Any], backend: tuple[Any, ...] | None) -> bool:
     """Whether a connection leads to one backend of Postgres.
 
-    A pooler names another process than the one that answers (``backend``, the row of ``_calls.BACKEND``). It may give
+    A pooler names another process than the one that answers (``backend``, the row of ``calls.BACKEND``). It may give
     each transaction another backend, so that what is prepared on one is unknown to the next, or stands in its way.
     """
     return backend is not None and backend[0] == conn.info.backend_pid
@@ -64,7 +64,7 @@ def configure(conn: psycopg.Connection[Any]) -> None:
     """For a pool's new connections: through a pooler nothing is prepared."""
     autocommit = conn.autocommit
     conn.autocommit = True
-    if not is_direct(conn, conn.execute(_calls.BACKEND).fetchone()):
+    if not is_direct(conn, conn.execute(calls.BACKEND).fetchone()):
         conn.prepare_threshold = None
     conn.autocommit = autocommit
 
@@ -73,7 +73,7 @@ async def configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
     """The same for asynchronous pools."""
     autocommit = conn.autocommit
     await conn.set_autocommit(True)
-    if not is_direct(conn, await (await conn.execute(_calls.BACKEND)).fetchone()):
+    if not is_direct(conn, await (await conn.execute(calls.BACKEND)).fetchone()):
         conn.prepare_threshold = None
     await conn.set_autocommit(autocommit)
 
@@ -86,7 +86,7 @@ def keeps_backend(conn: psycopg.Connection[Any], dsn: str) -> bool:
     """
 
     def ask() -> int:
-        return int(conn.execute(_calls.BACKEND, prepare=False).fetchall()[0][0])
+        return int(conn.execute(calls.BACKEND, prepare=False).fetchall()[0][0])
 
     try:
         # Closed as it is, for it may still be waiting.
@@ -100,7 +100,7 @@ def keeps_backend(conn: psycopg.Connection[Any], dsn: str) -> bool:
 
 def _ask_in_time(conn: psycopg.Connection[Any]) -> int | None:
     """The backend of a connection; None when it got none in time, and then it is of no more use."""
-    conn.pgconn.send_query(_calls.BACKEND.encode())
+    conn.pgconn.send_query(calls.BACKEND.encode())
     if not select.select([conn.pgconn.socket], [], [], _PROBE_SECONDS)[0]:
         return None
     backend = None
@@ -155,7 +155,7 @@ class Link:
         self._conn = await psycopg.AsyncConnection.connect(
             self._dsn, autocommit=True, application_name=f"durable {self._name}"
         )
-        self.direct = is_direct(self._conn, await (await self._conn.execute(_calls.BACKEND)).fetchone())
+        self.direct = is_direct(self._conn, await (await self._conn.execute(calls.BACKEND)).fetchone())
 
     async def close(self) -> None:
         if self._conn is not None:

@@ -1,31 +1,32 @@
 """Enqueueing workflows and asking after them.
 
-Generated from ``_client_async.py`` by ``tools/async_to_sync.py``; do not edit.
+Written by hand; the plain twin, ``client.py``, is generated from it by ``tools/async_to_sync.py``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool
 
-from . import _calls, _codec
-from ._approvals import ApprovalRecord, ApprovalState, listed
-from ._definitions import Workflow, check_texts, enqueue_parameters
-from ._durations import Duration, seconds
-from ._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
-from ._link import configure, pause
-from ._records import StepRecord
-from ._schedules import BackfillStep, Schedule
-from ._schema import check_version
+from .. import _codec
+from .._approvals import ApprovalRecord, ApprovalState, listed
+from .._definitions import Workflow, check_texts, enqueue_parameters
+from .._durations import Duration, seconds
+from .._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
+from .._records import StepRecord
+from .._schedules import BackfillStep, Schedule
+from . import calls
+from .link import configure_async, pause
+from .schema import check_version
 
 R = TypeVar("R")
 
@@ -33,10 +34,10 @@ R = TypeVar("R")
 _MOST_TRIES = 40
 
 
-class Handle(Generic[R]):
+class AsyncHandle(Generic[R]):
     """One workflow, by its id. Making one asks nothing of the database."""
 
-    def __init__(self, client: Client, workflow_id: str, decode: _codec.Decoder | None = None) -> None:
+    def __init__(self, client: AsyncClient, workflow_id: str, decode: _codec.Decoder | None = None) -> None:
         self._client = client
         self._decode = decode
         self.workflow_id = workflow_id
@@ -44,15 +45,15 @@ class Handle(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.workflow_id!r})"
 
-    def status(self) -> str:
+    async def status(self) -> str:
         """``pending``, ``running``, ``sleeping``, ``waiting``, ``completed``, ``failed`` or ``cancelled``.
 
         Raises WorkflowNotFound.
         """
-        rows = self._client._read(_calls.STATUS, [self.workflow_id])
+        rows = await self._client._read(calls.STATUS, [self.workflow_id])
         return str(rows[0][0])
 
-    def result(self, timeout: Duration | None = None) -> R:
+    async def result(self, timeout: Duration | None = None) -> R:
         """Waits for the end of the workflow and returns its output; if it continued as a new run, that of the last run.
 
         Raises WorkflowFailed, WorkflowCancelled, WorkflowNotFound, or ResultTimeout when it has not ended in time.
@@ -60,7 +61,7 @@ class Handle(Generic[R]):
         give_up = None if timeout is None else time.monotonic() + seconds(timeout)
         pause = 0.005
         while True:
-            ((status, output, error),) = self._client._read(_calls.RESULT, [self.workflow_id])
+            ((status, output, error),) = await self._client._read(calls.RESULT, [self.workflow_id])
             if status == "completed":
                 value = None if output is None else json.loads(output)
                 decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
@@ -76,47 +77,47 @@ class Handle(Generic[R]):
                     f"workflow {self.workflow_id} is {status} and did not end within {timeout}",
                     hint="It goes on. Ask again, or see what it does with `durable show`.",
                 )
-            time.sleep(pause)
+            await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
-    def cancel(self, reason: str | None = None) -> bool:
+    async def cancel(self, reason: str | None = None) -> bool:
         """Ends the workflow as cancelled; False when it had already ended. Raises WorkflowNotFound."""
         check_texts(reason=reason)
-        rows = self._client._all(_calls.CANCEL, [self.workflow_id, reason])
+        rows = await self._client._all(calls.CANCEL, [self.workflow_id, reason])
         return bool(rows[0][0])
 
-    def send(self, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None) -> bool:
+    async def send(self, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None) -> bool:
         """Sends a message to the workflow; see ``Durable.send``."""
-        return self._client.send(self.workflow_id, topic, payload, key=key, conn=conn)
+        return await self._client.send(self.workflow_id, topic, payload, key=key, conn=conn)
 
-    def retry(self) -> bool:
+    async def retry(self) -> bool:
         """Lets a failed or cancelled workflow go on from its last checkpoint; False when it is neither."""
-        rows = self._client._all(_calls.RETRY, [self.workflow_id])
+        rows = await self._client._all(calls.RETRY, [self.workflow_id])
         return bool(rows[0][0])
 
-    def pause(self, reason: str | None = None) -> bool:
+    async def pause(self, reason: str | None = None) -> bool:
         """Lets nobody run the workflow until it is resumed; False when it has ended, or is paused already.
 
         One that runs is taken from its worker, and the step that was under way runs again after the pause. Raises
         WorkflowNotFound.
         """
         check_texts(reason=reason)
-        rows = self._client._all(_calls.PAUSE, [self.workflow_id, reason])
+        rows = await self._client._all(calls.PAUSE, [self.workflow_id, reason])
         return bool(rows[0][0])
 
-    def resume(self) -> bool:
+    async def resume(self) -> bool:
         """Ends a pause; False when there is none. Raises WorkflowNotFound."""
-        rows = self._client._all(_calls.RESUME, [self.workflow_id])
+        rows = await self._client._all(calls.RESUME, [self.workflow_id])
         return bool(rows[0][0])
 
-    def fork(
+    async def fork(
         self,
         from_step: str | None = None,
         *,
         input: Any = None,
         outputs: dict[str, Any] | None = None,
         conn: Any = None,
-    ) -> Handle[R]:
+    ) -> AsyncHandle[R]:
         """Starts a copy of the workflow that has the checkpoints of all that ended before ``from_step`` ended.
 
         Without ``from_step`` it runs from the start. ``input`` replaces the input, and ``outputs`` what steps returned,
@@ -126,16 +127,16 @@ class Handle(Generic[R]):
         subject = f"the fork of workflow {self.workflow_id}"
         given = None if input is None else _codec.encode(input, f"{subject}: its input")
         replaced = _codec.encode(outputs or {}, f"{subject}: its outputs")
-        rows = self._client._all(_calls.FORK, [self.workflow_id, from_step, given, replaced], conn)
-        return Handle(self._client, rows[0][0], self._decode)
+        rows = await self._client._all(calls.FORK, [self.workflow_id, from_step, given, replaced], conn)
+        return AsyncHandle(self._client, rows[0][0], self._decode)
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound."""
-        rows = self._client._read(_calls.STATE, [self.workflow_id])
+        rows = await self._client._read(calls.STATE, [self.workflow_id])
         state: dict[str, Any] = json.loads(rows[0][0])
         return state
 
-    def steps(self) -> list[StepRecord]:
+    async def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
         return [
             StepRecord(
@@ -148,98 +149,99 @@ class Handle(Generic[R]):
                 row[6],
                 row[7],
             )
-            for row in self._client._read(_calls.HISTORY, [self.workflow_id])
+            for row in await self._client._read(calls.HISTORY, [self.workflow_id])
         ]
 
 
-class Client:
+class AsyncClient:
     """What ``Durable`` does outside of workflows. Opens its connections when they are first needed."""
 
     def __init__(self, dsn: str, *, max_connections: int = 4) -> None:
         self._dsn = dsn
         self._max_connections = max_connections
-        self._pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] | None = None
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] | None = None
         # Many may come at once, and one pool is for all of them.
-        self._opening = threading.Lock()
+        self._opening = asyncio.Lock()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Closes the connections. The client opens new ones when it is used again."""
         if self._pool is not None:
-            self._pool.close()
+            await self._pool.close()
             self._pool = None
             # The next one may be used in another event loop.
-            self._opening = threading.Lock()
+            self._opening = asyncio.Lock()
 
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        with self._opening:
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with self._opening:
             if self._pool is None:
-                self._pool = self._open()
+                self._pool = await self._open()
             pool = self._pool
-        with pool.connection() as conn:
+        async with pool.connection() as conn:
             yield conn
 
-    def _open(self) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
+    async def _open(self) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
         # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-        with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
-            check_version((conn.execute(_calls.VERSION)).fetchone())
-        pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
-            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
+        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+            with translated():
+                check_version(await (await conn.execute(calls.VERSION)).fetchone())
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
+            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
             kwargs={"autocommit": True},
         )  # fmt: skip
-        pool.open()
+        await pool.open()
         return pool
 
-    def _all(self, query: str, parameters: Sequence[Any], conn: Any = None) -> list[tuple[Any, ...]]:
+    async def _all(self, query: str, parameters: Sequence[Any], conn: Any = None) -> list[tuple[Any, ...]]:
         with translated():
             if conn is None:
-                with self._connection() as own:
-                    return (own.execute(query, parameters)).fetchall()
-            with conn.cursor(row_factory=tuple_row) as cursor:
-                cursor.execute(query, parameters)
-                rows: list[tuple[Any, ...]] = cursor.fetchall()
+                async with self._connection() as own:
+                    return await (await own.execute(query, parameters)).fetchall()
+            async with conn.cursor(row_factory=tuple_row) as cursor:
+                await cursor.execute(query, parameters)
+                rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
 
-    def _read(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    async def _read(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Asks again while Postgres restarts: a question changes nothing."""
         tries = 0
         while True:
             try:
-                return self._all(query, parameters)
+                return await self._all(query, parameters)
             except psycopg.OperationalError:
                 if tries == _MOST_TRIES or self._pool is None:
                     raise
-                time.sleep(pause(tries, 1.0))
+                await asyncio.sleep(pause(tries, 1.0))
                 tries += 1
 
-    def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> Handle[R]:
+    def handle(self, workflow_id: Any, workflow: Workflow[..., R] | None = None) -> AsyncHandle[R]:
         """The handle of a workflow by its id; ``workflow`` makes its result come back as annotated."""
-        return Handle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
+        return AsyncHandle(self, str(workflow_id), workflow.decode_output if workflow is not None else None)
 
-    def send(
+    async def send(
         self, workflow_id: Any, topic: str, payload: Any = None, *, key: str | None = None, conn: Any = None
     ) -> bool:
         """Sends a message to one workflow; see ``Durable.send``."""
         check_texts(topic=topic, key=key)
         text = _codec.encode(payload, f"the message to workflow {workflow_id}")
-        rows = self._all(_calls.SEND, [str(workflow_id), topic, text, key], conn)
+        rows = await self._all(calls.SEND, [str(workflow_id), topic, text, key], conn)
         return bool(rows[0][0])
 
-    def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
+    async def emit(self, event: str, payload: Any = None, *, conn: Any = None) -> bool:
         """Tells of an event; see ``Durable.emit``."""
         check_texts(event=event)
-        rows = self._all(_calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
+        rows = await self._all(calls.EMIT, [event, _codec.encode(payload, f"the payload of event {event!r}")], conn)
         return bool(rows[0][0])
 
-    def approvals(
+    async def approvals(
         self, *, assignee: str | None = None, state: ApprovalState | None = "pending", limit: int = 100
     ) -> list[ApprovalRecord]:
         """What workflows ask people, the newest first; see ``Durable.approvals``."""
         where, values = listed(assignee, state)
-        rows = self._read(_calls.APPROVALS.format(where=where), [*values, limit])
+        rows = await self._read(calls.APPROVALS.format(where=where), [*values, limit])
         return [ApprovalRecord(*row) for row in rows]
 
-    def decide(
+    async def decide(
         self,
         approval_id: Any,
         decision: str,
@@ -252,10 +254,10 @@ class Client:
         """Decides an approval; see ``Durable.decide``."""
         check_texts(decision=decision, by=by, comment=comment)
         text = None if data is None else _codec.encode(data, f"the data of the decision on approval {approval_id}")
-        rows = self._all(_calls.DECIDE, [str(approval_id), decision, by, comment, text], conn)
+        rows = await self._all(calls.DECIDE, [str(approval_id), decision, by, comment, text], conn)
         return bool(rows[0][0])
 
-    def enqueue(
+    async def enqueue(
         self,
         workflow: Workflow[..., R] | str,
         input: Any = None,
@@ -268,15 +270,15 @@ class Client:
         timeout: Duration | None = None,
         tags: dict[str, Any] | None = None,
         conn: Any = None,
-    ) -> Handle[R]:
+    ) -> AsyncHandle[R]:
         """Enqueues one workflow; see ``Durable.enqueue``."""
         (encoded,), (name, *rest) = enqueue_parameters(
             workflow, [input], key, queue, priority, run_at, max_attempts, timeout, tags
         )
-        rows = self._all(_calls.ENQUEUE, [name, encoded, *rest], conn)
+        rows = await self._all(calls.ENQUEUE, [name, encoded, *rest], conn)
         return self._handle_of(workflow, rows[0][0])
 
-    def enqueue_many(
+    async def enqueue_many(
         self,
         workflow: Workflow[..., R] | str,
         inputs: Sequence[Any],
@@ -289,19 +291,19 @@ class Client:
         timeout: Duration | None = None,
         tags: dict[str, Any] | None = None,
         conn: Any = None,
-    ) -> list[Handle[R]]:
+    ) -> list[AsyncHandle[R]]:
         """Enqueues one workflow for each input, all or none; see ``Durable.enqueue_many``."""
-        own_keys = None if keys is None else _calls.text_array(keys)
+        own_keys = None if keys is None else calls.text_array(keys)
         encoded, (name, *rest) = enqueue_parameters(
             workflow, inputs, own_keys, queue, priority, run_at, max_attempts, timeout, tags
         )
-        rows = self._all(_calls.ENQUEUE_MANY, [name, _calls.text_array(encoded), *rest], conn)
+        rows = await self._all(calls.ENQUEUE_MANY, [name, calls.text_array(encoded), *rest], conn)
         return [self._handle_of(workflow, row[0]) for row in rows]
 
-    def _handle_of(self, workflow: Workflow[..., R] | str, workflow_id: Any) -> Handle[R]:
+    def _handle_of(self, workflow: Workflow[..., R] | str, workflow_id: Any) -> AsyncHandle[R]:
         return self.handle(workflow_id, workflow if isinstance(workflow, Workflow) else None)
 
-    def apply_schedules(self, schedules: Iterable[Schedule], *, conn: Any = None) -> dict[str, datetime | None]:
+    async def apply_schedules(self, schedules: Iterable[Schedule], *, conn: Any = None) -> dict[str, datetime | None]:
         """Makes the schedules, or changes them to what is given, all or none; returns when each is due next.
 
         To apply them again changes nothing, so it can be part of each deploy. A paused one stays paused. What another
@@ -309,35 +311,35 @@ class Client:
         """
         parameters = [schedule.parameters() for schedule in sorted(schedules, key=lambda schedule: schedule.name)]
         if conn is None:
-            with self._connection() as own, own.transaction():
-                return self._apply(parameters, own)
-        return self._apply(parameters, conn)
+            async with self._connection() as own, own.transaction():
+                return await self._apply(parameters, own)
+        return await self._apply(parameters, conn)
 
-    def _apply(self, parameters: list[list[Any]], conn: Any) -> dict[str, datetime | None]:
-        return {each[0]: (self._all(_calls.SCHEDULE, each, conn))[0][0] for each in parameters}
+    async def _apply(self, parameters: list[list[Any]], conn: Any) -> dict[str, datetime | None]:
+        return {each[0]: (await self._all(calls.SCHEDULE, each, conn))[0][0] for each in parameters}
 
-    def unschedule(self, name: str) -> bool:
+    async def unschedule(self, name: str) -> bool:
         """Removes a schedule; False when there is none. Workflows that it started go on."""
-        return bool((self._all(_calls.UNSCHEDULE, [name]))[0][0])
+        return bool((await self._all(calls.UNSCHEDULE, [name]))[0][0])
 
-    def pause_schedule(self, name: str, reason: str | None = None) -> bool:
+    async def pause_schedule(self, name: str, reason: str | None = None) -> bool:
         """Lets a schedule start nothing until it is resumed; False when it was paused. Raises InvalidArgument."""
-        return bool((self._all(_calls.PAUSE_SCHEDULE, [name, reason]))[0][0])
+        return bool((await self._all(calls.PAUSE_SCHEDULE, [name, reason]))[0][0])
 
-    def resume_schedule(self, name: str) -> datetime | None:
+    async def resume_schedule(self, name: str) -> datetime | None:
         """Ends the pause of a schedule; returns when it is due next. Raises InvalidArgument."""
-        due: datetime | None = (self._all(_calls.RESUME_SCHEDULE, [name]))[0][0]
+        due: datetime | None = (await self._all(calls.RESUME_SCHEDULE, [name]))[0][0]
         return due
 
-    def trigger_schedule(self, name: str) -> Handle[Any]:
+    async def trigger_schedule(self, name: str) -> AsyncHandle[Any]:
         """Starts the workflow of a schedule now. Raises InvalidArgument."""
-        return self.handle((self._all(_calls.TRIGGER_SCHEDULE, [name]))[0][0])
+        return self.handle((await self._all(calls.TRIGGER_SCHEDULE, [name]))[0][0])
 
-    def next_firings(self, name: str, count: int = 10) -> list[datetime]:
+    async def next_firings(self, name: str, count: int = 10) -> list[datetime]:
         """When a schedule is due next. Raises InvalidArgument."""
-        return [row[0] for row in self._read(_calls.NEXT_FIRINGS, [name, count])]
+        return [row[0] for row in await self._read(calls.NEXT_FIRINGS, [name, count])]
 
-    def backfill_schedule(
+    async def backfill_schedule(
         self,
         name: str,
         from_at: datetime,
@@ -356,4 +358,4 @@ class Client:
             if at.tzinfo is None:
                 raise InvalidArgument(f"schedule {name!r}: {field} has no time zone")
         parameters = [name, from_at, until_at, dry_run, max_parallel, redo]
-        return [BackfillStep(*row) for row in self._all(_calls.BACKFILL_SCHEDULE, parameters)]
+        return [BackfillStep(*row) for row in await self._all(calls.BACKFILL_SCHEDULE, parameters)]

@@ -16,19 +16,19 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from . import _calls
-from ._definitions import Step
-from ._durations import seconds
-from ._errors import DurableError, StepInterrupted, from_database
-from ._invoke import in_thread, invoke, invoke_async, on_loop
-from ._link import Link, configure, configure_async
-from ._outcome import INTERRUPTED, Stored, for_owner
-from ._retry import Retry
-from ._run import LONG_RUN, Run, WorkflowInterrupted
-from ._transaction import run_transaction
-from ._transaction_async import run_transaction_async
-from ._waits import Waits
-from ._writer import Checkpoint, Writer
+from .._client import calls
+from .._client.link import Link, configure, configure_async
+from .._definitions import Step
+from .._durations import seconds
+from .._errors import DurableError, StepInterrupted, from_database
+from .._retry import Retry
+from .invoke import in_thread, invoke, invoke_async, on_loop
+from .outcome import INTERRUPTED, Stored, for_owner
+from .run import LONG_RUN, Run, WorkflowInterrupted
+from .transaction import run_transaction
+from .transaction_async import run_transaction_async
+from .waits import Waits
+from .writer import Checkpoint, Writer
 
 log = logging.getLogger("durable")
 
@@ -121,11 +121,11 @@ class AsyncEngine:
     async def start_step(self, run: Run, name: str) -> Stored | None:
         """Returns None when the start is recorded, else what is known of the step: its outcome, or its start."""
         try:
-            await self._call(_calls.START_STEP, (run.workflow_id, run.lease, name))
+            await self._call(calls.START_STEP, (run.workflow_id, run.lease, name))
         except psycopg.Error as error:
             if error.sqlstate != StepInterrupted.code:
                 raise
-            for _, output, stored in await self._call(_calls.STEP_RESULT, (run.workflow_id, name)):
+            for _, output, stored in await self._call(calls.STEP_RESULT, (run.workflow_id, name)):
                 return Stored(output, stored)
             return Stored(None, json.dumps(INTERRUPTED))
         return None
@@ -133,7 +133,7 @@ class AsyncEngine:
     async def fail_step(self, run: Run, name: str, error: str, attempt: int, limit: int, retry: Retry) -> float | None:
         """The wait before the next attempt in seconds; None after the last one."""
         rows = await self._call(
-            _calls.FAIL_STEP,
+            calls.FAIL_STEP,
             (run.workflow_id, run.lease, name, error, attempt, limit, seconds(retry.initial), retry.backoff,
              seconds(retry.max_delay)),
         )  # fmt: skip
@@ -143,13 +143,13 @@ class AsyncEngine:
         return wait
 
     async def publish(self, run: Run, key: str, value: str) -> None:
-        await self._call(_calls.PUBLISH, (run.workflow_id, run.lease, key, value))
+        await self._call(calls.PUBLISH, (run.workflow_id, run.lease, key, value))
 
     async def continue_as_new(self, run: Run, input: str) -> None:
-        await self._call(_calls.CONTINUE_AS_NEW, (run.workflow_id, run.lease, input))
+        await self._call(calls.CONTINUE_AS_NEW, (run.workflow_id, run.lease, input))
 
     async def suspend(self, run: Run, reason: str) -> None:
-        await self._call(_calls.SUSPEND, (run.workflow_id, run.lease, reason))
+        await self._call(calls.SUSPEND, (run.workflow_id, run.lease, reason))
 
     def warn_of_long_run(self, run: Run) -> None:
         """Says so in the log and on the workflow, without holding it up."""
@@ -161,27 +161,27 @@ class AsyncEngine:
 
     async def _warn(self, run: Run, text: str) -> None:
         try:
-            await self._call(_calls.WARN, (run.workflow_id, run.lease, text))
+            await self._call(calls.WARN, (run.workflow_id, run.lease, text))
         except (WorkflowInterrupted, DurableError, psycopg.Error) as refused:
             log.warning("workflow %s (%s): that cannot be stored: %s", run.workflow_id, run.name, refused)
 
     async def start_children(self, run: Run, name: str, parameters: list[Any]) -> str:
         """The id of the first child, also when the step was done before."""
-        rows = await self._call(_calls.START_CHILDREN, (run.workflow_id, run.lease, name, *parameters))
+        rows = await self._call(calls.START_CHILDREN, (run.workflow_id, run.lease, name, *parameters))
         first: str = rows[0][0]
         return first
 
     async def request_approval(self, run: Run, name: str, parameters: list[Any]) -> str:
         """The id of the approval, also when it was requested before."""
-        rows = await self._call(_calls.REQUEST_APPROVAL, (run.workflow_id, run.lease, name, *parameters))
+        rows = await self._call(calls.REQUEST_APPROVAL, (run.workflow_id, run.lease, name, *parameters))
         approval_id: str = rows[0][0]
         return approval_id
 
     async def child_outputs(self, first: str) -> list[str | None]:
-        return [output for (output,) in await self._call(_calls.CHILD_RESULTS, (first,))]
+        return [output for (output,) in await self._call(calls.CHILD_RESULTS, (first,))]
 
     async def step_output(self, run: Run, name: str) -> str | None:
-        rows = await self._call(_calls.STEP_RESULT, (run.workflow_id, name))
+        rows = await self._call(calls.STEP_RESULT, (run.workflow_id, name))
         output: str | None = rows[0][1]
         return output
 

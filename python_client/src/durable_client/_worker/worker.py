@@ -19,22 +19,23 @@ from typing import Any
 
 import psycopg
 
-from . import _calls, _codec
-from ._calls import Claimed
-from ._context import Context
-from ._context_async import AsyncContext
-from ._definitions import App, Workflow
-from ._durations import Duration, seconds
-from ._engine import AsyncEngine, ThreadEngine
-from ._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
-from ._link import Link
-from ._outcome import error_json, for_owner, in_short, short_error_json
-from ._run import Misfit, Run, WorkflowInterrupted
-from ._schema import check_version
-from ._session import Session
-from ._threads import DaemonThreads
-from ._waits import Waits
-from ._writer import Completion, Writer
+from .. import _codec
+from .._client import calls
+from .._client.calls import Claimed
+from .._client.link import Link
+from .._client.schema import check_version
+from .._context.context import Context
+from .._context.context_async import AsyncContext
+from .._context.engine import AsyncEngine, ThreadEngine
+from .._context.outcome import error_json, for_owner, in_short, short_error_json
+from .._context.run import Misfit, Run, WorkflowInterrupted
+from .._context.waits import Waits
+from .._context.writer import Completion, Writer
+from .._definitions import App, Workflow
+from .._durations import Duration, seconds
+from .._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
+from .._threads import DaemonThreads
+from .session import Session
 
 log = logging.getLogger("durable")
 
@@ -125,8 +126,8 @@ class Worker:
             # A claim would have to wait for a tick on its connection; a flush takes the other writer.
             self._tick_link = writers[0]
             with translated():
-                check_version((await self._link.execute(_calls.VERSION))[0])
-                lease = (await self._link.execute(_calls.LEASE_SECONDS))[0][0]
+                check_version((await self._link.execute(calls.VERSION))[0])
+                lease = (await self._link.execute(calls.LEASE_SECONDS))[0][0]
             self._writer = Writer(writers)
             bodies = DaemonThreads("durable-step", 2 * self._concurrency)
             submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
@@ -220,7 +221,7 @@ class Worker:
                 await asyncio.sleep(_NAP)
             elif self._has_channel and not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
-                await self._link.execute(_calls.IDLE, (self.name, _calls.text_array(self.queues)))
+                await self._link.execute(calls.IDLE, (self.name, calls.text_array(self.queues)))
                 self._announced = True
             else:
                 with suppress(asyncio.TimeoutError):
@@ -230,7 +231,7 @@ class Worker:
     async def _claim(self, free: int) -> list[Claimed]:
         before = self._link.reconnects
         rows = await self._link.execute(
-            _calls.CLAIM, (self.name, _calls.text_array(self.queues), free, _calls.text_array(self._workflows))
+            calls.CLAIM, (self.name, calls.text_array(self.queues), free, calls.text_array(self._workflows))
         )
         if self._link.reconnects != before:
             self._session.watch_for_strays()
@@ -240,16 +241,16 @@ class Worker:
 
     async def _release(self, held: list[Claimed]) -> None:
         ids, leases = (each.workflow_id for each in held), (each.lease for each in held)
-        await self._link.execute(_calls.RELEASE, (_calls.plain_array(ids), _calls.plain_array(leases)))
+        await self._link.execute(calls.RELEASE, (calls.plain_array(ids), calls.plain_array(leases)))
 
     async def _reclaim(self, claimed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a claim gave us whose answer was lost."""
         known = [*self._runs, *(each.workflow_id for each in self._next), *(row[0] for row in claimed)]
-        return await self._link.execute(_calls.RECLAIM, (self.name, _calls.plain_array(known)))
+        return await self._link.execute(calls.RECLAIM, (self.name, calls.plain_array(known)))
 
     async def _tick_loop(self) -> None:
         while not self._stopping:
-            report = (await self._tick_link.execute(_calls.TICK, (self.name,)))[0][0]
+            report = (await self._tick_link.execute(calls.TICK, (self.name,)))[0][0]
             for part, done in report.items():
                 if isinstance(done, dict):
                     log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
@@ -351,7 +352,7 @@ class Worker:
         outcome = "WF006"
         for stored in (text, short):
             try:
-                outcome = (await self._link.execute(_calls.FAIL, (run.workflow_id, run.lease, stored, retryable)))[0][0]
+                outcome = (await self._link.execute(calls.FAIL, (run.workflow_id, run.lease, stored, retryable)))[0][0]
             except psycopg.Error as refused:
                 log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
             if outcome != "WF006":
@@ -450,7 +451,7 @@ class Worker:
         await asyncio.to_thread(session.join, _LAST_WORDS)
         try:
             await asyncio.wait_for(self._writer.drain(), _LAST_WORDS)
-            released = (await asyncio.wait_for(self._link.execute(_calls.LEAVE, (self.name,)), _LAST_WORDS))[0][0]
+            released = (await asyncio.wait_for(self._link.execute(calls.LEAVE, (self.name,)), _LAST_WORDS))[0][0]
             log.info("worker %s: gave back %d workflows", self.name, released)
         except asyncio.TimeoutError:
             log.error(

@@ -1,14 +1,14 @@
 """An approval that a workflow has requested, as the workflow's code has it.
 
-Written by hand; the plain twin, ``_approval.py``, is generated from it by ``tools/async_to_sync.py``.
+Written by hand; the plain twin, ``approval.py``, is generated from it by ``tools/async_to_sync.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from ._approvals import Decision
-from ._conditions import Approval
+from .._approvals import Decision
+from .._conditions import Approval
 
 
 class AsyncApprovalRequest(Approval):

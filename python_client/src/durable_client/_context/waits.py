@@ -13,11 +13,11 @@ from typing import Any
 
 import psycopg
 
-from . import _calls
-from ._errors import from_database, from_outcome, step_failed
-from ._link import Link
-from ._outcome import for_owner
-from ._run import Run, Wait, WorkflowInterrupted
+from .._client import calls
+from .._client.link import Link
+from .._errors import from_database, from_outcome, step_failed
+from .outcome import for_owner
+from .run import Run, Wait, WorkflowInterrupted
 
 # One call takes the waits of at most this many workflows.
 _MOST_RUNS = 500
@@ -101,7 +101,7 @@ class Waits:
             self._go_on(run)
         if parked:
             # What came while they were parked need not wait for the next tick.
-            await self._link.execute(_calls.RECHECK, (_calls.plain_array(parked),))
+            await self._link.execute(calls.RECHECK, (calls.plain_array(parked),))
 
     def _settle_all(self, waits: list[Wait], outcomes: list[Any]) -> list[str]:
         """Tells the waiters what has come; returns the workflows that were parked, but for those that only sleep."""
@@ -136,7 +136,7 @@ class Waits:
     async def _call(self, waits: list[Wait], parks: dict[int, bool]) -> list[Any]:
         """For each wait (outcome, output, error), or an exception."""
         try:
-            rows = await self._link.execute(_calls.WAIT, _parameters(waits, parks))
+            rows = await self._link.execute(calls.WAIT, _parameters(waits, parks))
         except psycopg.Error as error:
             # Something in the batch cannot be passed to Postgres. One by one, its neighbours pass.
             if len({wait.run for wait in waits}) == 1:
@@ -158,7 +158,7 @@ def _tell(wait: Wait, outcome: Any) -> None:
 
 
 def _parameters(waits: Iterable[Wait], parks: dict[int, bool]) -> list[str]:
-    plain, text = _calls.plain_array, _calls.text_array
+    plain, text = calls.plain_array, calls.text_array
     return [
         plain([wait.run.workflow_id for wait in waits]),
         plain([wait.run.lease for wait in waits]),

@@ -10,14 +10,14 @@ from typing import Any
 
 import psycopg
 
-from ._errors import SchemaMismatch
-from ._version import __version__
+from .._errors import SchemaMismatch
+from .._version import __version__
 
 log = logging.getLogger("durable")
 
 
 def check_version(row: tuple[Any, ...] | None) -> None:
-    """Raises SchemaMismatch unless the row of ``_calls.VERSION`` names a version that fits this client.
+    """Raises SchemaMismatch unless the row of ``calls.VERSION`` names a version that fits this client.
 
     Warns when it is the version that comes with this client, made from other sources.
     """

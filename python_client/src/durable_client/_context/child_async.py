@@ -1,6 +1,6 @@
 """A child of a workflow, as the workflow's code has it.
 
-Written by hand; the plain twin, ``_child.py``, is generated from it by ``tools/async_to_sync.py``.
+Written by hand; the plain twin, ``child.py``, is generated from it by ``tools/async_to_sync.py``.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from ._conditions import ChildEnd
-from ._durations import Duration
+from .._conditions import ChildEnd
+from .._durations import Duration
 
 R = TypeVar("R")
 

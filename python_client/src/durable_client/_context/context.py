@@ -1,6 +1,6 @@
 """What a workflow's code calls.
 
-Generated from ``_context_async.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``context_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from datetime import datetime
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid5
 
-from . import _children, _codec
-from ._approval import ApprovalRequest
-from ._approvals import Decision, decision_of, request_parameters
-from ._calls import StoredStep
-from ._child import Child
-from ._conditions import Condition, Event, Message, Met, length, timestamp, value_of
-from ._conditions import encode as encode_conditions
-from ._definitions import Step, Workflow, as_step, check_texts, name_of
-from ._durations import Duration
-from ._engine import ThreadEngine
-from ._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, StepFailed, WaitTimedOut, step_failed
-from ._outcome import INTERRUPTED, Stored, error_json, short_error_json
-from ._run import LONG_RUN, Misfit, Run, WorkflowInterrupted, fit, in_step
+from .. import _codec
+from .._approvals import Decision, decision_of, request_parameters
+from .._client.calls import StoredStep
+from .._conditions import Condition, Event, Message, Met, length, timestamp, value_of
+from .._conditions import encode as encode_conditions
+from .._definitions import Step, Workflow, as_step, check_texts, name_of
+from .._durations import Duration
+from .._errors import ChildFailed, DurableError, InvalidArgument, PayloadTooLarge, StepFailed, WaitTimedOut, step_failed
+from . import children
+from .approval import ApprovalRequest
+from .child import Child
+from .engine import ThreadEngine
+from .outcome import INTERRUPTED, Stored, error_json, short_error_json
+from .run import LONG_RUN, Misfit, Run, WorkflowInterrupted, fit, in_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -458,7 +459,7 @@ class Context:
             return []
         group = self._start(name, workflow, items, options)
         results = self._join(f"{name}/result", group, None)
-        failure = _children.first_failure(results)
+        failure = children.first_failure(results)
         if failure is not None and not return_failures:
             raise failure
         return results
@@ -516,12 +517,12 @@ class Context:
 
     def _start(
         self, name: str, workflow: Workflow[..., Any] | str, inputs: list[Any], options: dict[str, Any]
-    ) -> _children.Group:
+    ) -> children.Group:
         stored = self._run.replay.get(name)
         if stored is not None and stored.status != "running":
-            return _children.Group((self._stored_output(name, stored))["first"], workflow)
-        parameters = _children.start_parameters(workflow, inputs, **options)
-        return _children.Group(self._call(self._engine.start_children, name, parameters), workflow)
+            return children.Group((self._stored_output(name, stored))["first"], workflow)
+        parameters = children.start_parameters(workflow, inputs, **options)
+        return children.Group(self._call(self._engine.start_children, name, parameters), workflow)
 
     def _call(self, call: Callable[[Run, str, list[Any]], str], name: str, parameters: Any) -> str:
         """Makes a call that is a step by itself."""
@@ -551,14 +552,14 @@ class Context:
         output = self._met_json(name, json.dumps([{"approval": request}]), "any", None)
         return decision_of(output["value"])
 
-    def _join_one(self, name: str, group: _children.Group, timeout: Duration | None) -> Any:
+    def _join_one(self, name: str, group: children.Group, timeout: Duration | None) -> Any:
         (result,) = self._join(name, group, timeout)
-        failure = _children.first_failure([result])
+        failure = children.first_failure([result])
         if failure is not None:
             raise failure
         return result
 
-    def _join(self, name: str, group: _children.Group, timeout: Duration | None) -> list[Any]:
+    def _join(self, name: str, group: children.Group, timeout: Duration | None) -> list[Any]:
         value = (self._met_json(name, group.condition, "any", timeout))["value"]
         outputs = value.get("outputs")
         if outputs is None:

@@ -1,36 +1,34 @@
 """Transactional steps: the step's SQL and its checkpoint in one transaction.
 
-Written by hand; the plain twin, ``_transaction.py``, is generated from it by ``tools/async_to_sync.py``.
+Generated from ``transaction_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import ConnectionPool
 
-from . import _calls, _codec
-from ._definitions import Step
-from ._errors import StepInterrupted, from_database, from_outcome
-from ._invoke import contained
-from ._link import connection_lost, pause, transient
-from ._outcome import Stored, for_owner
-from ._run import Run
+from .. import _codec
+from .._client import calls
+from .._client.link import connection_lost, pause, transient
+from .._definitions import Step
+from .._errors import StepInterrupted, from_database, from_outcome
+from .invoke import contained_call
+from .outcome import Stored, for_owner
+from .run import Run
 
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+Pool = ConnectionPool[psycopg.Connection[Any]]
 
 
 class _AlreadyDone(Exception):
     """The step has an outcome, so its transaction is rolled back."""
 
 
-async def run_transaction_async(
-    pool: Pool, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
-) -> Any:
+def run_transaction(pool: Pool, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any) -> Any:
     """Runs ``step`` with a connection, and commits what it did together with its checkpoint, exactly once.
 
     Serialization failures and deadlocks run the whole of it again; so does a lost connection, for the database then
@@ -39,46 +37,46 @@ async def run_transaction_async(
     tries = 0
     while True:
         run.check()
-        conn: psycopg.AsyncConnection[Any] | None = None
+        conn: psycopg.Connection[Any] | None = None
         try:
-            async with pool.connection() as conn:
-                return await _once(conn, run, step, name, attempt, args, kwargs)
+            with pool.connection() as conn:
+                return _once(conn, run, step, name, attempt, args, kwargs)
         except psycopg.Error as error:
             # Without a connection, the pool had none to give: the server is away, or all are in use.
             lost = conn is None or connection_lost(error, conn.closed)
             if not lost and not (transient(error) and error.sqlstate != "57014" and tries < 20):
                 raise
-            await asyncio.sleep(pause(tries))
+            time.sleep(pause(tries))
             tries += 1
 
 
-async def _once(
-    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+def _once(
+    conn: psycopg.Connection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
 ) -> Any:
     try:
-        return await _in_transaction(conn, run, step, name, attempt, args, kwargs)
+        return _in_transaction(conn, run, step, name, attempt, args, kwargs)
     except _AlreadyDone:
-        row = await _call(conn, _calls.STEP_RESULT, (run.workflow_id, name))
+        row = _call(conn, calls.STEP_RESULT, (run.workflow_id, name))
         raise Stored(row[1], row[2]) from None
 
 
-async def _in_transaction(
-    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
+def _in_transaction(
+    conn: psycopg.Connection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
 ) -> Any:
     started = time.monotonic()
-    async with conn.transaction():
+    with conn.transaction():
         try:
-            await _call(conn, _calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
+            _call(conn, calls.BEGIN_STEP, (run.workflow_id, run.lease, name))
         except psycopg.Error as error:
             if error.sqlstate != StepInterrupted.code:
                 raise
             raise _AlreadyDone from None
-        value = await contained(step.function(conn, *args, **kwargs))
+        value = contained_call(lambda: step.function(conn, *args, **kwargs))
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)
         result = _codec.round_trip(value, text, step.decode)
         elapsed = int((time.monotonic() - started) * 1000)
-        row = await _call(conn, _calls.CHECKPOINT_ONE, (run.workflow_id, run.lease, name, text, attempt, elapsed))
+        row = _call(conn, calls.CHECKPOINT_ONE, (run.workflow_id, run.lease, name, text, attempt, elapsed))
         if row[0] == "exists":
             raise Stored(row[1], row[2])
         if row[0] != "ok":
@@ -86,10 +84,10 @@ async def _in_transaction(
     return result
 
 
-async def _call(conn: psycopg.AsyncConnection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
+def _call(conn: psycopg.Connection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
     try:
         # The body may have set a row factory of its own.
-        row = await (await conn.cursor(row_factory=tuple_row).execute(query, parameters)).fetchone()
+        row = (conn.cursor(row_factory=tuple_row).execute(query, parameters)).fetchone()
     except psycopg.Error as error:
         mapped = from_database(error)
         if mapped is None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from . import _codec
-from ._calls import Claimed, StoredStep, stored_steps
-from ._errors import DurableError, InvalidArgument, StepFailed
+from .. import _codec
+from .._client.calls import Claimed, StoredStep, stored_steps
+from .._errors import DurableError, InvalidArgument, StepFailed
 
 
 class WorkflowInterrupted(BaseException):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import _calls, _codec
-from ._definitions import Workflow, check_integers, check_texts, name_of
-from ._durations import Duration, seconds
-from ._errors import ChildFailed, InvalidArgument, WorkflowNotFound
-from ._run import fit
+from .. import _codec
+from .._client import calls
+from .._definitions import Workflow, check_integers, check_texts, name_of
+from .._durations import Duration, seconds
+from .._errors import ChildFailed, InvalidArgument, WorkflowNotFound
+from .run import fit
 
 
 def start_parameters(
@@ -37,7 +38,7 @@ def start_parameters(
         )
     return [
         name,
-        _calls.text_array(
+        calls.text_array(
             None if item is None else _codec.encode(item, f"the input of workflow {name!r}") for item in inputs
         ),
         queue if queue is not None or known is None else known.queue,

@@ -1,14 +1,14 @@
 """An approval that a workflow has requested, as the workflow's code has it.
 
-Generated from ``_approval_async.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``approval_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._approvals import Decision
-from ._conditions import Approval
+from .._approvals import Decision
+from .._conditions import Approval
 
 
 class ApprovalRequest(Approval):

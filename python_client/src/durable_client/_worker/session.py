@@ -14,8 +14,8 @@ from typing import Any
 
 import psycopg
 
-from . import _calls
-from ._link import connection_lost, is_direct, keeps_backend, pause
+from .._client import calls
+from .._client.link import connection_lost, is_direct, keeps_backend, pause
 
 log = logging.getLogger("durable")
 
@@ -44,7 +44,7 @@ class Session(threading.Thread):
         super().__init__(name="durable-session", daemon=True)
         self._dsn = dsn
         self._worker = worker
-        self._queues = _calls.text_array(queues)
+        self._queues = calls.text_array(queues)
         self._beat = beat
         self._held = held
         self._on_bell = on_bell
@@ -81,7 +81,7 @@ class Session(threading.Thread):
             try:
                 with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
                     self._channel = ""
-                    backend = conn.execute(_calls.BACKEND).fetchone()
+                    backend = conn.execute(calls.BACKEND).fetchone()
                     self._keeps_backend = is_direct(conn, backend) or keeps_backend(conn, self._dsn)
                     if not self._keeps_backend:
                         conn.prepare_threshold = None
@@ -126,7 +126,7 @@ class Session(threading.Thread):
             if not self._attached.is_set():
                 log.info("worker %s: through a pooler only its lease counts, and it polls for work", self._worker)
             return
-        row = conn.execute(_calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()
+        row = conn.execute(calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()
         assert row is not None
         if row[0] != self._channel:
             self._channel = row[0]
@@ -136,11 +136,11 @@ class Session(threading.Thread):
     def _heartbeat(self, conn: psycopg.Connection[Any]) -> None:
         workflow_ids, leases, steps = self._held()
         rows = conn.execute(
-            _calls.HEARTBEAT,
+            calls.HEARTBEAT,
             (
                 self._worker,
-                _calls.plain_array(workflow_ids),
-                _calls.plain_array(leases),
+                calls.plain_array(workflow_ids),
+                calls.plain_array(leases),
                 json.dumps(steps) if steps else None,
             ),
             prepare=self._keeps_backend,
@@ -157,11 +157,11 @@ class Session(threading.Thread):
         The answer to a claim can be lost, and the claim be committed only after we asked what it had brought.
         """
         rows = conn.execute(
-            _calls.RECLAIM, (self._worker, _calls.plain_array(known)), prepare=self._keeps_backend
+            calls.RECLAIM, (self._worker, calls.plain_array(known)), prepare=self._keeps_backend
         ).fetchall()
         strays = {(row[0], row[1]) for row in rows}
         for workflow_id, lease in strays & self._strays:
             log.warning("worker %s: gives workflow %s back, which it never got to know of", self._worker, workflow_id)
             self._on_stray(lease)
-            conn.execute(_calls.RELEASE, (_calls.plain_array([workflow_id]), _calls.plain_array([lease])))
+            conn.execute(calls.RELEASE, (calls.plain_array([workflow_id]), calls.plain_array([lease])))
         self._strays = strays

@@ -6,9 +6,9 @@ import json
 import traceback
 from typing import Any
 
-from ._errors import ChildFailed, DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
-from ._invoke import BodyTimedOut
-from ._run import WorkflowInterrupted
+from .._errors import ChildFailed, DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
+from .invoke import BodyTimedOut
+from .run import WorkflowInterrupted
 
 _LONGEST_TEXT = 20_000
 

@@ -9,8 +9,8 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ._definitions import Step
-from ._run import Run
+from .._definitions import Step
+from .run import Run
 
 
 class BodyTimedOut(Exception):

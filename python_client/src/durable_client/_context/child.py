@@ -1,6 +1,6 @@
 """A child of a workflow, as the workflow's code has it.
 
-Generated from ``_child_async.py`` by ``tools/async_to_sync.py``; do not edit.
+Generated from ``child_async.py`` by ``tools/async_to_sync.py``; do not edit.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ._conditions import ChildEnd
-from ._durations import Duration
+from .._conditions import ChildEnd
+from .._durations import Duration
 
 R = TypeVar("R")
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import psycopg
 
-from . import _calls
-from ._errors import DurableError, from_database, from_outcome
-from ._link import Link
+from .._client import calls
+from .._client.link import Link
+from .._errors import DurableError, from_database, from_outcome
 
 # One flush takes at most this many items, and stops taking more past this size.
 _MOST_ITEMS = 1000
@@ -139,7 +139,7 @@ class Writer:
 
     async def _flush(self, link: Link, checkpoints: list[Checkpoint], completions: list[Completion]) -> None:
         try:
-            rows = await link.execute(_calls.FLUSH, _parameters(checkpoints, completions))
+            rows = await link.execute(calls.FLUSH, _parameters(checkpoints, completions))
         except psycopg.Error as error:
             await self._after_error(link, checkpoints, completions, error)
             return
@@ -207,7 +207,7 @@ def _report(item: Checkpoint | Completion, outcome: tuple[Any, ...] | None) -> b
 
 
 def _parameters(checkpoints: list[Checkpoint], completions: list[Completion]) -> list[str]:
-    plain, text = _calls.plain_array, _calls.text_array
+    plain, text = calls.plain_array, calls.text_array
     return [
         plain([item.workflow_id for item in checkpoints]),
         plain([item.lease for item in checkpoints]),

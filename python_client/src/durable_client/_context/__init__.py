@@ -1,0 +1,1 @@
+"""What runs the code of a workflow: its context, its steps and waits, and what becomes of them."""

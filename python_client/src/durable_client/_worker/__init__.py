@@ -1,0 +1,1 @@
+"""What claims workflows, keeps their leases and reports their ends."""
