@@ -2,6 +2,7 @@
 select pg_catalog.pg_extension_config_dump('durable.ready_seq', '');
 select pg_catalog.pg_extension_config_dump('durable.setting_overrides', '');
 select pg_catalog.pg_extension_config_dump('durable.retention_rules', '');
+select pg_catalog.pg_extension_config_dump('durable.dropped_days', '');
 select pg_catalog.pg_extension_config_dump('durable.queues', 'where queue <> ''default''');
 select pg_catalog.pg_extension_config_dump('durable.lanes', 'where (queue, priority) <> (''default'', 0)');
 select pg_catalog.pg_extension_config_dump('durable.workers', '');

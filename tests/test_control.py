@@ -600,7 +600,7 @@ def test_published_state_of_a_day_that_was_dropped_is_cleared_but_not_that_of_th
         conn.execute("insert into durable.workflow_state values (%s, 1, now(), 'k', '1')", [workflow_id])
     held = start(conn)
     conn.execute("update durable.live_workflows set workflow_id = %s", [old[1]])
-    assert value(conn, "select durable.tick()")["cleared"] == 1
+    assert value(conn, "select durable.tick()")["forgotten"] == 1
     assert rows(conn, "select workflow_id from durable.workflow_state") == [(old[1],)]
     assert held
 

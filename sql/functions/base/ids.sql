@@ -35,3 +35,10 @@ create function durable._first_id(at timestamptz)
 returns uuid language sql immutable strict parallel safe as $$
   select rpad(lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid
 $$;
+
+-- Days are those of UTC, everywhere: the day that a workflow was created on, and the start of a day.
+create function durable._day_of(id uuid)
+returns date language sql immutable strict parallel safe as $$ select (durable._id_time(id) at time zone 'UTC')::date $$;
+
+create function durable._start_of(day date)
+returns timestamptz language sql immutable strict parallel safe as $$ select day::timestamp at time zone 'UTC' $$;

@@ -12,9 +12,7 @@ begin
     if v_last <> workflow_id then
       return durable.cancel(v_last, reason);
     end if;
-    if not exists (select from durable.finished_workflows f where f.workflow_id = cancel.workflow_id) then
-      perform durable._raise_not_found(workflow_id);
-    end if;
+    perform durable.status(workflow_id);
     return false;
   end if;
   v_workers := array(

@@ -7,9 +7,22 @@ declare
 begin
   while v_next is not null loop
     v_last := v_next;
-    v_next := (select f.continued_as from durable.finished_workflows f where f.workflow_id = v_last);
+    v_next := (select e.continued_as from durable._ended(array[v_last]) e);
   end loop;
   return v_last;
+end
+$$;
+
+-- Notes with a run that has ended which one goes on, and returns what that one takes over.
+create function durable._link_runs(workflow_id uuid, next_id uuid)
+returns durable.finished_workflows language plpgsql set plan_cache_mode = force_custom_plan as $$
+declare
+  v_row durable.finished_workflows;
+begin
+  update durable.finished_workflows f set continued_as = next_id where f.workflow_id = _link_runs.workflow_id
+  returning f.max_attempts, f.priority, f.timeout, f.name, f.queue, f.key, f.tags
+    into v_row.max_attempts, v_row.priority, v_row.timeout, v_row.name, v_row.queue, v_row.key, v_row.tags;
+  return v_row;
 end
 $$;
 
@@ -32,7 +45,7 @@ begin
   if durable._finish(array[workflow_id], array[lease], 'completed', array[null::jsonb], null) is null then
     v_outcome := durable._why_lost(workflow_id, lease, 'completed');
     if v_outcome = 'ok' then
-      select f.continued_as into v_next from durable.finished_workflows f where f.workflow_id = continue_as_new.workflow_id;
+      v_next := (select e.continued_as from durable._ended(array[workflow_id]) e);
       if v_next is not null then
         return v_next;
       end if;
@@ -40,8 +53,7 @@ begin
     perform durable._raise_outcome(case v_outcome when 'ok' then 'WF002' else v_outcome end, workflow_id, lease);
   end if;
   v_next := durable._new_id();
-  update durable.finished_workflows f set continued_as = v_next where f.workflow_id = continue_as_new.workflow_id
-  returning * into v_row;
+  v_row := durable._link_runs(workflow_id, v_next);
   perform pg_current_xact_id();
   insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, status, timeout, name, queue,
     key, tags, input, continued_from)

@@ -5,7 +5,7 @@
 -- Whether a step started children that no wait had seen the end of by then. They are those of the original: a fork starts its
 -- own.
 create function durable._has_pending_children(step durable.checkpoints, until timestamptz)
-returns boolean language plpgsql stable as $$
+returns boolean language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 begin
   return step.output ? 'first'
     and durable._is_child(durable._as_first_id(step.output ->> 'first'), step.workflow_id) is true
@@ -19,12 +19,13 @@ $$;
 
 -- Returns the ids of the forks in the order of the workflows; null for those that are not stored, or lack a step.
 create function durable._fork(workflow_ids uuid[], from_step text, input jsonb, outputs jsonb)
-returns uuid[] language plpgsql as $$
+returns uuid[] language plpgsql set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 declare
   -- Read before the snapshot is taken: what comes after a step that has no outcome in it ends later than this.
   v_now timestamptz := durable._now();
   v_today date := (v_now at time zone 'UTC')::date;
+  v_day record;
   v_max bigint := durable._max_payload();
   v_forks uuid[] := array_fill(null::uuid, array[cardinality(workflow_ids)]);
   v_items bigint[];
@@ -40,44 +41,61 @@ begin
   end if;
   perform durable._provision_partitions(v_today, v_today + 1);
   perform pg_current_xact_id();
-  with item as materialized (
-    select i.n, durable._new_id() as fork, w.*
-    from (
-      select i.n, i.workflow_id,
-        case when from_step is null then '-infinity' else coalesce(
-          (select c.completed_at from durable.checkpoints c
-           where c.workflow_id = i.workflow_id and c.step_name = _fork.from_step),
-          (select v_now from durable.open_steps o where o.workflow_id = i.workflow_id and o.step_name = _fork.from_step))
-        end as until
-      from unnest(_fork.workflow_ids) with ordinality as i(workflow_id, n)) i
-    cross join lateral (
-      select i.until, s.workflow_id, s.max_attempts, s.priority, s.timeout, s.name, s.queue, s.tags, s.input
-      from durable.workflows s where s.workflow_id = i.workflow_id) w
-    where i.until is not null and not exists (
-      select from jsonb_object_keys(outputs) as k(step_name)
-      where not exists (select from durable.workflow_steps s where s.workflow_id = i.workflow_id and s.step_name = k.step_name))
-  ), forked as (
-    insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
-      timeout, name, queue, tags, input, forked_from, forked_at_step)
-    select i.fork, nextval('durable.ready_seq'), v_now, i.max_attempts, i.priority, true, 'pending',
-      i.timeout, i.name, i.queue, i.tags, coalesce(_fork.input, i.input), i.workflow_id, _fork.from_step
-    from item i order by i.n
-  ), copied as (
-    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
-    select i.fork, c.started_at, c.completed_at, c.attempt, c.status, c.step_name, c.output, c.error
-    from item i join durable.checkpoints c on c.workflow_id = i.workflow_id
-    where c.completed_at < i.until and c.step_name is distinct from _fork.from_step and not outputs ? c.step_name
-      and not durable._has_pending_children(c, i.until)
-  ), replaced as (
-    insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output)
-    select i.fork, c.started_at, coalesce(c.completed_at, v_now), coalesce(c.attempt, 1), 'completed', o.key, o.value
-    from item i cross join jsonb_each(outputs) as o
-    left join durable.checkpoints c on c.workflow_id = i.workflow_id and c.step_name = o.key
-  )
-  select array_agg(i.n), array_agg(i.fork), array_agg(i.queue) into v_items, v_new, v_queues from item i;
-  perform durable._ring_each(v_queues);
-  for i in 1 .. coalesce(cardinality(v_items), 0) loop
-    v_forks[v_items[i]] := v_new[i];
+  for v_day in select d.first_id, d.next_id from durable._by_day(workflow_ids) d loop
+    with item as materialized (
+      select i.n, durable._new_id() as fork, w.*
+      from (
+        select i.n, i.workflow_id,
+          case when from_step is null then '-infinity' else coalesce(
+            (select c.completed_at from durable.checkpoints c
+             where c.workflow_id >= v_day.first_id and c.workflow_id < v_day.next_id
+               and c.workflow_id = i.workflow_id and c.step_name = _fork.from_step),
+            (select v_now from durable.open_steps o where o.workflow_id = i.workflow_id and o.step_name = _fork.from_step))
+          end as until
+        from unnest(_fork.workflow_ids) with ordinality as i(workflow_id, n)
+        where i.workflow_id >= v_day.first_id and i.workflow_id < v_day.next_id) i
+      cross join lateral (
+        select i.until, s.workflow_id, s.max_attempts, s.priority, s.timeout, s.name, s.queue, s.tags, s.input
+        from durable.workflows s
+        where s.workflow_id >= v_day.first_id and s.workflow_id < v_day.next_id and s.workflow_id = i.workflow_id limit 1) w
+      where i.until is not null and not exists (
+        select from jsonb_object_keys(outputs) as k(step_name)
+        where (
+            select true from durable.checkpoints c
+            where c.workflow_id >= v_day.first_id and c.workflow_id < v_day.next_id
+              and c.workflow_id = i.workflow_id and c.step_name = k.step_name) is null
+          and (
+            select true from durable.open_steps o
+            where o.workflow_id = i.workflow_id and o.step_name = k.step_name) is null)
+    ), forked as (
+      insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
+        timeout, name, queue, tags, input, forked_from, forked_at_step)
+      select i.fork, nextval('durable.ready_seq'), v_now, i.max_attempts, i.priority, true, 'pending',
+        i.timeout, i.name, i.queue, i.tags, coalesce(_fork.input, i.input), i.workflow_id, _fork.from_step
+      from item i order by i.n
+    ), copied as (
+      insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
+      select i.fork, c.started_at, c.completed_at, c.attempt, c.status, c.step_name, c.output, c.error
+      from item i
+      cross join lateral (
+        select o.* from durable.checkpoints o
+        where o.workflow_id >= v_day.first_id and o.workflow_id < v_day.next_id and o.workflow_id = i.workflow_id offset 0) c
+      where c.completed_at < i.until and c.step_name is distinct from _fork.from_step and not outputs ? c.step_name
+        and not durable._has_pending_children(c, i.until)
+    ), replaced as (
+      insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output)
+      select i.fork, c.started_at, coalesce(c.completed_at, v_now), coalesce(c.attempt, 1), 'completed', o.key, o.value
+      from item i cross join jsonb_each(outputs) as o
+      left join lateral (
+        select p.* from durable.checkpoints p
+        where p.workflow_id >= v_day.first_id and p.workflow_id < v_day.next_id
+          and p.workflow_id = i.workflow_id and p.step_name = o.key limit 1) c on true
+    )
+    select array_agg(i.n), array_agg(i.fork), array_agg(i.queue) into v_items, v_new, v_queues from item i;
+    perform durable._ring_each(v_queues);
+    for i in 1 .. coalesce(cardinality(v_items), 0) loop
+      v_forks[v_items[i]] := v_new[i];
+    end loop;
   end loop;
   return v_forks;
 end
@@ -88,7 +106,7 @@ create function durable.fork(
 )
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set enable_hashjoin = off set enable_mergejoin = off set jit = off set plan_cache_mode = force_custom_plan as $$
 declare
   v_fork uuid := (durable._fork(array[workflow_id], from_step, input, outputs))[1];
   v_missing text;

@@ -10,36 +10,42 @@ $$;
 
 -- Brings failed and cancelled workflows back to life, and returns how many.
 create function durable._retry(workflow_ids uuid[])
-returns integer language plpgsql as $$
+returns integer language plpgsql set plan_cache_mode = force_custom_plan as $$
 declare
+  v_day record;
   v_ids uuid[];
   v_errors jsonb[];
   v_queues text[];
+  v_count integer := 0;
 begin
   perform pg_current_xact_id();
-  with item as materialized (
-    select distinct i.workflow_id from unnest(workflow_ids) as i(workflow_id)
-  ), ended as materialized (
-    select f.workflow_id from item i join durable.finished_workflows f on f.workflow_id = i.workflow_id
-    where f.status in ('failed', 'cancelled')
-    order by f.workflow_id for update of f
-  ), back as (
-    delete from durable.finished_workflows f using ended e where f.workflow_id = e.workflow_id
-    returning f.*
-  ), live as (
-    insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts,
-      priority, replay, status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
-    select b.workflow_id, b.parent_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
-      b.max_attempts, b.priority, true, 'pending', b.timeout, b.name, b.queue, b.key, b.tags, b.input, b.warning,
-      b.forked_from, b.forked_at_step, b.continued_from
-    from back b order by b.workflow_id
-  )
-  select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.queue) into v_ids, v_errors, v_queues from back b;
-  -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
-  perform durable._forget_failed_steps(i.id, i.error), durable._retry_children(i.id, i.error)
-  from unnest(v_ids, v_errors) as i(id, error);
-  perform durable._ring_each(v_queues);
-  return coalesce(cardinality(v_ids), 0);
+  for v_day in select * from durable._by_day(workflow_ids) loop
+    with ended as materialized (
+      select f.workflow_id from durable.finished_workflows f
+      where f.workflow_id >= v_day.first_id and f.workflow_id < v_day.next_id and f.workflow_id = any(v_day.ids)
+        and f.status in ('failed', 'cancelled')
+      order by f.workflow_id for update
+    ), back as (
+      delete from durable.finished_workflows f
+      where f.workflow_id >= v_day.first_id and f.workflow_id < v_day.next_id
+        and f.workflow_id = any(array(select e.workflow_id from ended e))
+      returning f.*
+    ), live as (
+      insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts,
+        priority, replay, status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
+      select b.workflow_id, b.parent_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
+        b.max_attempts, b.priority, true, 'pending', b.timeout, b.name, b.queue, b.key, b.tags, b.input, b.warning,
+        b.forked_from, b.forked_at_step, b.continued_from
+      from back b order by b.workflow_id
+    )
+    select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.queue) into v_ids, v_errors, v_queues from back b;
+    -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
+    perform durable._forget_failed_steps(i.id, i.error), durable._retry_children(i.id, i.error)
+    from unnest(v_ids, v_errors) as i(id, error);
+    perform durable._ring_each(v_queues);
+    v_count := v_count + coalesce(cardinality(v_ids), 0);
+  end loop;
+  return v_count;
 end
 $$;
 

@@ -1,28 +1,43 @@
--- Everything that a replay needs, in the order in which it happened. Outputs that are large, alone or together, are left
--- out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most. In plpgsql, which keeps the plan: it
--- has as many parts as history has days.
-create function durable._steps(workflow_id uuid)
-returns jsonb language plpgsql stable as $$
+-- Everything that a replay of these workflows needs, in the order in which it happened. Outputs that are large, alone or
+-- together, are left out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most. For all workflows of
+-- a claim at once, because a look into the history is planned anew each time, see sql/functions/history/lookup.sql.
+create function durable._steps(workflow_ids uuid[])
+returns table (workflow_id uuid, steps jsonb) language plpgsql stable
+set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := durable._now();
+  v_day record;
 begin
-  return (
-    select coalesce(jsonb_agg(s.step order by s.at), '[]') from (
-      select c.completed_at as at, jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
+  if cardinality(workflow_ids) = 0 then
+    return;
+  end if;
+  for v_day in select * from durable._by_day(workflow_ids) loop
+    return query
+    select s.workflow_id, jsonb_agg(s.step order by s.at)
+    from (
+      select c.workflow_id, c.completed_at as at,
+        jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
         || case when c.status = 'error' then jsonb_build_object('error', c.error)
            when c.size > 100000 or c.total > 32000000 then '{"omitted": true}'
            else jsonb_build_object('output', c.output) end as step
       from (
-        select s.*, sum(s.size) over (order by s.completed_at, s.step_name) as total
+        select s.*, sum(s.size) over (partition by s.workflow_id order by s.completed_at, s.step_name) as total
         -- As text, for the size of the column is that of its compressed form.
         from (select k.*, octet_length(k.output::text) as size from durable.checkpoints k
-              where k.workflow_id = _steps.workflow_id) s) c
+              where k.workflow_id >= v_day.first_id and k.workflow_id < v_day.next_id and k.workflow_id = any(v_day.ids)) s) c
       union all
-      select o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
+      select o.workflow_id, o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
         'at_most_once', o.at_most_once, 'error', o.error,
-        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - durable._now()) * 1000)::bigint)
+        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - v_now) * 1000)::bigint)
       from durable.open_steps o
-      where o.workflow_id = _steps.workflow_id
-        and not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
-    ) s);
+      where o.workflow_id = any(v_day.ids) and (
+        select true from durable.checkpoints c
+        where c.workflow_id >= v_day.first_id and c.workflow_id < v_day.next_id
+          and c.workflow_id = o.workflow_id and c.step_name = o.step_name) is null
+    ) s
+    group by s.workflow_id;
+  end loop;
 end
 $$;
 
@@ -97,10 +112,12 @@ begin
           order by r.ready_seq
           limit v_left for update skip locked))
         returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline
+      ), replayed as (
+        select s.* from durable._steps(array(select c.workflow_id from claimed c where c.replay)) s
       )
-      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
-        case when c.replay then durable._steps(c.workflow_id) end, c.created_at, v_now, c.deadline
-      from claimed c order by c.lease;
+      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt, case when c.replay then coalesce(r.steps, '[]') end,
+        c.created_at, v_now, c.deadline
+      from claimed c left join replayed r on r.workflow_id = c.workflow_id order by c.lease;
       get diagnostics v_got = row_count;
       v_left := v_left - v_got;
     end loop;
@@ -126,12 +143,15 @@ returns table (
   created_at timestamptz, claimed_at timestamptz, deadline timestamptz
 ) language sql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
-  select l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, durable._steps(l.workflow_id),
-    l.created_at, durable._now(), l.deadline
-  from durable.live_workflows l
-  where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)
-    and l.workflow_id <> all(known)
-  order by l.priority, l.lease
+  with held as materialized (
+    select l.* from durable.live_workflows l
+    where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)
+      and l.workflow_id <> all(known)
+  )
+  select h.workflow_id, h.lease, h.name, h.queue, h.input, h.attempt, coalesce(s.steps, '[]'),
+    h.created_at, durable._now(), h.deadline
+  from held h left join durable._steps(array(select o.workflow_id from held o)) s on s.workflow_id = h.workflow_id
+  order by h.priority, h.lease
 $$;
 comment on function durable.reclaim(text, uuid[]) is
   'Hands over again what a worker holds and does not know of: call it when the answer to a claim was lost. known lists the '

@@ -93,9 +93,8 @@ begin
     -- Retention drops the workflows of a day at once, and their keys later: a key without a workflow is free.
     v_gone := array(
       select o.id from unnest(v_owners) as o(id)
-      where o.id <> all(ids)
-        and (select l.workflow_id from durable.live_workflows l where l.workflow_id = o.id) is null
-        and (select f.workflow_id from durable.finished_workflows f where f.workflow_id = o.id) is null);
+      except select n.id from unnest(ids) as n(id));
+    v_gone := array(select g.id from unnest(v_gone) as g(id) except select s.id from unnest(durable._stored(v_gone)) as s(id));
     exit when cardinality(v_gone) = 0;
     delete from durable.workflow_keys k
     where k.key = any(array(

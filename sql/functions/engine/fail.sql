@@ -1,12 +1,24 @@
 -- What a retry must run again: the step whose error ended the attempt, and the errors of those that ran beside it.
 create function durable._forget_failed_steps(workflow_id uuid, error jsonb)
-returns void language sql volatile as $$
+returns void language plpgsql set plan_cache_mode = force_custom_plan as $$
+declare
+  v_since timestamptz := (
+    select coalesce(o.started_at, o.completed_at) from durable._outcomes(array[workflow_id], array[error ->> 'step']) o
+    where o.status = 'error');
+begin
+  if v_since is not null then
+    delete from durable.checkpoints c
+    where c.workflow_id = _forget_failed_steps.workflow_id and c.status = 'error' and c.completed_at >= v_since;
+  end if;
+end
+$$;
+
+create function durable._forget_step(workflow_id uuid, step_name text)
+returns void language plpgsql set plan_cache_mode = force_custom_plan as $$
+begin
   delete from durable.checkpoints c
-  where c.workflow_id = _forget_failed_steps.workflow_id and c.status = 'error'
-    and c.completed_at >= (
-      select coalesce(f.started_at, f.completed_at) from durable.checkpoints f
-      where f.workflow_id = _forget_failed_steps.workflow_id and f.step_name = _forget_failed_steps.error ->> 'step'
-        and f.status = 'error')
+  where c.workflow_id = _forget_step.workflow_id and c.step_name = _forget_step.step_name;
+end
 $$;
 
 -- One failed attempt of one workflow: another attempt later, or the end. Returns ok, or a code.

@@ -83,9 +83,8 @@ begin
   end if;
   return query
   select o.item, o.outcome from (
-    select i.n::integer as item,
-      case when i.too_large then 'WF006' else durable._why_lost(i.workflow_id, i.lease, 'completed') end as outcome
-    from unnest(workflow_ids, leases, v_too_large) with ordinality as i(workflow_id, lease, too_large, n)) o
+    select w.item, case when v_too_large[w.item] then 'WF006' else w.code end as outcome
+    from durable._why_lost_many(workflow_ids, leases, 'completed') w) o
   where o.outcome <> 'ok'
   order by o.item;
 end

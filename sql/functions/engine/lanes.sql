@@ -3,26 +3,46 @@ create function durable._add_lane(queue text, priority smallint)
 returns void language plpgsql as $$
 begin
   insert into durable.lanes (queue, priority) values (_add_lane.queue, _add_lane.priority);
-  if pg_try_advisory_xact_lock(hashtext('durable.queues'), hashtext(_add_lane.queue)) then
-    insert into durable.queues (queue) values (_add_lane.queue) on conflict do nothing;
-  end if;
+  perform durable._add_queue(queue);
 end
 $$;
 
--- Removes lanes that were added more than once, and adds the queues that nobody could add without waiting.
-create function durable._tidy_lanes()
+-- Lists a queue, unless another transaction is about to list it or another one: then a tick does. The locks last until the end
+-- of the transaction, so there are few of them however many queues it adds.
+create function durable._add_queue(queue text)
+returns boolean language plpgsql as $$
+begin
+  if not pg_try_advisory_xact_lock(hashtext('durable.queues'), hashtext(_add_queue.queue) & 63) then
+    return false;
+  end if;
+  insert into durable.queues (queue) values (_add_queue.queue) on conflict do nothing;
+  return true;
+end
+$$;
+
+-- Removes new lanes that are there already, and lists the queues that nobody could list without waiting.
+create function durable._tidy_lanes(max_lanes integer)
 returns integer language plpgsql as $$
 declare
-  v_double integer;
+  v_lane record;
+  v_tidied integer := 0;
 begin
-  delete from durable.lanes n using durable.lanes o
-  where o.queue = n.queue and o.priority = n.priority and o.ctid < n.ctid;
-  get diagnostics v_double = row_count;
-  insert into durable.queues (queue)
-  select distinct n.queue from durable.lanes n
-  where not exists (select from durable.queues q where q.queue = n.queue)
-  on conflict do nothing;
-  return v_double;
+  for v_lane in
+    select n.queue, n.priority, array_agg(n.ctid order by n.ctid) as places
+    from (select o.queue, o.priority, o.ctid from durable.lanes o where o.is_new order by o.queue, o.priority limit max_lanes) n
+    group by n.queue, n.priority
+  loop
+    continue when not durable._add_queue(v_lane.queue);
+    if exists (
+        select from durable.lanes o where o.queue = v_lane.queue and o.priority = v_lane.priority and not o.is_new) then
+      delete from durable.lanes o where o.ctid = any(v_lane.places);
+    else
+      delete from durable.lanes o where o.ctid = any(v_lane.places[2:]);
+      update durable.lanes o set is_new = false where o.ctid = v_lane.places[1];
+    end if;
+    v_tidied := v_tidied + 1;
+  end loop;
+  return v_tidied;
 end
 $$;
 

@@ -40,13 +40,16 @@ begin
   end if;
 
   return query
-  with item as (
-    select i.*, (select c from durable.checkpoints c where c.workflow_id = i.workflow_id and c.step_name = i.step_name) as winner
+  with item as materialized (
+    select i.*
     from unnest(workflow_ids, leases, step_names, outputs, errors, attempts, elapsed_ms) with ordinality
       as i(workflow_id, lease, step_name, output, error, attempt, elapsed_ms, n)
     where not exists (
       select from unnest(v_stored_ids, v_stored_names) as s(workflow_id, step_name)
       where s.workflow_id = i.workflow_id and s.step_name = i.step_name)
+  ), winner as materialized (
+    select o.* from durable._outcomes(
+      array(select i.workflow_id from item i order by i.n), array(select i.step_name from item i order by i.n)) o
   )
   select i.n::integer,
     case when (char_length(i.step_name) between 1 and 500) is not true or i.attempt < 1
@@ -55,8 +58,10 @@ begin
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
         then durable._why_lost(i.workflow_id, i.lease)
       else 'exists' end,
-    (i.winner).output, (i.winner).error
-  from item i order by i.n;
+    w.output, w.error
+  from (select i.*, row_number() over (order by i.n) as place from item i) i
+  left join winner w on w.item = i.place
+  order by i.n;
 end
 $$;
 
@@ -144,9 +149,7 @@ $$;
 create function durable._raise_done(workflow_id uuid, step_name text)
 returns void language plpgsql as $$
 begin
-  if exists (
-      select from durable.checkpoints c
-      where c.workflow_id = _raise_done.workflow_id and c.step_name = _raise_done.step_name) then
+  if exists (select from durable._outcomes(array[workflow_id], array[step_name])) then
     perform durable._raise('WF008', format('workflow %s, step %L: it is already done', workflow_id, step_name),
       'This step is not run again.', 'Go on with its outcome: select * from durable.step_result(…).');
   end if;
@@ -219,6 +222,7 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_variable
 declare
   v_now timestamptz;
+  v_stored durable.step_status;
   v_outcome text;
   v_retry_at timestamptz;
 begin
@@ -228,16 +232,13 @@ begin
     'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are 0 to 100 years, error is not null.');
   perform durable._hold_lease(workflow_id, lease, step_name);
   v_now := durable._now();
-  perform durable._require(not exists (
-      select from durable.checkpoints c
-      where c.workflow_id = fail_step.workflow_id and c.step_name = fail_step.step_name and c.status = 'completed'),
+  v_stored := (select o.status from durable._outcomes(array[workflow_id], array[step_name]) o);
+  perform durable._require((v_stored = 'completed') is not true,
     format('workflow %s, step %L: it is already completed', workflow_id, step_name), 'The first outcome of a step stands.');
   -- What runs at most once has one attempt, whatever the policy says.
-  if attempt >= max_attempts or exists (
+  if attempt >= max_attempts or v_stored is not null or exists (
       select from durable.open_steps o
-      where o.workflow_id = fail_step.workflow_id and o.step_name = fail_step.step_name and o.at_most_once)
-    or exists (
-      select from durable.checkpoints c where c.workflow_id = fail_step.workflow_id and c.step_name = fail_step.step_name) then
+      where o.workflow_id = fail_step.workflow_id and o.step_name = fail_step.step_name and o.at_most_once) then
     select r.outcome into v_outcome from durable._checkpoint(
       array[workflow_id], array[lease], array[step_name], array[null::jsonb], array[error], array[attempt], null) r;
     if v_outcome <> 'exists' then
@@ -273,11 +274,18 @@ declare
   v_now timestamptz := durable._now();
 begin
   insert into durable.open_steps as o (workflow_id, lease, started_at, attempt, step_name)
+  with running as materialized (
+    select s.*, row_number() over () as n
+    from jsonb_to_recordset(running_steps) as s(workflow_id uuid, lease bigint, step_name text, attempt integer, elapsed_ms bigint)
+    where s.elapsed_ms >= 0 and char_length(s.step_name) between 1 and 500
+      and exists (select from durable.live_workflows l where l.workflow_id = s.workflow_id and l.lease = s.lease)
+  ), ended as materialized (
+    select e.item from durable._outcomes(
+      array(select r.workflow_id from running r order by r.n), array(select r.step_name from running r order by r.n)) e
+  )
   select s.workflow_id, s.lease, v_now - s.elapsed_ms * interval '1 millisecond', coalesce(s.attempt, 1), s.step_name
-  from jsonb_to_recordset(running_steps) as s(workflow_id uuid, lease bigint, step_name text, attempt integer, elapsed_ms bigint)
-  where s.elapsed_ms >= 0 and char_length(s.step_name) between 1 and 500
-    and exists (select from durable.live_workflows l where l.workflow_id = s.workflow_id and l.lease = s.lease)
-    and not exists (select from durable.checkpoints c where c.workflow_id = s.workflow_id and c.step_name = s.step_name)
+  from running s
+  where s.n not in (select e.item from ended e)
   order by s.workflow_id, s.step_name
   on conflict on constraint open_steps_pkey do update
     set lease = excluded.lease, started_at = excluded.started_at, attempt = excluded.attempt, retry_at = null, error = null
@@ -290,9 +298,7 @@ create function durable.step_result(workflow_id uuid, step_name text)
 returns table (status durable.step_status, output jsonb, error jsonb) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
-  return query
-  select c.status, c.output, c.error from durable.checkpoints c
-  where c.workflow_id = step_result.workflow_id and c.step_name = step_result.step_name;
+  return query select o.status, o.output, o.error from durable._outcomes(array[workflow_id], array[step_name]) o;
 end
 $$;
 comment on function durable.step_result(uuid, text) is

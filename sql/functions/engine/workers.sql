@@ -92,17 +92,27 @@ comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is
   'for long: [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}]; they show in durable.workflow_steps. A worker '
   'that was declared dead is not revived: all that it held is returned. Errors: WF005 for arrays of different lengths.';
 
--- The code that tells a worker why its lease is not valid; ok when the same lease ended the workflow that way before.
+-- The codes that tell a worker why its leases are not valid; ok when the same lease ended the workflow that way before. The
+-- arrays are parallel, and item counts from 1.
+create function durable._why_lost_many(workflow_ids uuid[], leases bigint[], ended_as durable.workflow_status default null)
+returns table (item integer, code text) language plpgsql stable as $$
+begin
+  return query
+  select i.n::integer, coalesce(
+    case when l.failed_lease = i.lease and ended_as = 'failed' then 'ok' when l.workflow_id is not null then 'WF002' end,
+    case when e.status = 'cancelled' then 'WF004' when e.lease = i.lease and e.status = ended_as then 'ok'
+      when e.workflow_id is not null then 'WF002' end,
+    'WF001')
+  from unnest(workflow_ids, leases) with ordinality as i(workflow_id, lease, n)
+  left join (select o.workflow_id, o.failed_lease from durable.live_workflows o where o.workflow_id = any(workflow_ids)) l
+    on l.workflow_id = i.workflow_id
+  left join durable._ended(workflow_ids) e on e.workflow_id = i.workflow_id;
+end
+$$;
+
 create function durable._why_lost(workflow_id uuid, lease bigint, ended_as durable.workflow_status default null)
 returns text language sql stable as $$
-  select coalesce(
-    (select case when f.status = 'cancelled' then 'WF004'
-            when f.lease = _why_lost.lease and f.status = _why_lost.ended_as then 'ok'
-            else 'WF002' end
-     from durable.finished_workflows f where f.workflow_id = _why_lost.workflow_id),
-    (select case when l.failed_lease = _why_lost.lease and _why_lost.ended_as = 'failed' then 'ok' else 'WF002' end
-     from durable.live_workflows l where l.workflow_id = _why_lost.workflow_id),
-    'WF001')
+  select w.code from durable._why_lost_many(array[workflow_id], array[lease], ended_as) w
 $$;
 
 create function durable.release_many(workflow_ids uuid[], leases bigint[])

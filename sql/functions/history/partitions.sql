@@ -8,8 +8,9 @@ begin
   if to_regclass('durable.' || v_name) is not null then
     return false;
   end if;
-  -- Not an advisory lock: only one on a relation makes this session hear of the partition that the one before has made.
-  execute format('lock table durable.%I in share update exclusive mode', parent);
+  -- Not an advisory lock: only one on a relation makes this session hear of the partition that the one before has made. Without
+  -- ONLY it would be a lock on every day.
+  execute format('lock table only durable.%I in share update exclusive mode', parent);
   if to_regclass('durable.' || v_name) is not null then
     return false;
   end if;
@@ -21,8 +22,37 @@ begin
     'create table durable.%I (like durable.%I including all) with (toast_tuple_target = 256, autovacuum_freeze_min_age = 0)',
     v_name, parent || '_shape');
   execute format('alter table durable.%I attach partition durable.%I for values from (%L) to (%L)', parent, v_name,
-    durable._first_id(day::timestamp at time zone 'UTC'), durable._first_id((day + 1)::timestamp at time zone 'UTC'));
+    durable._first_id(durable._start_of(day)), durable._first_id(durable._start_of(day + 1)));
   return true;
+end
+$$;
+
+-- The partition of a day; null when there is none. One that somebody has detached, to keep it elsewhere, is none.
+create function durable._partition(parent text, day date)
+returns regclass language plpgsql stable as $$
+declare
+  v_partition regclass := to_regclass('durable.' || parent || to_char(day, '_YYYYMMDD'));
+begin
+  return (
+    select i.inhrelid::regclass from pg_inherits i
+    where i.inhrelid = v_partition and i.inhparent = ('durable.' || parent)::regclass);
+end
+$$;
+
+-- The first day after a day that has a partition; null when there is none. Names of partitions sort by their day, so that this
+-- takes as long however many there are.
+create function durable._next_partition(parent text, after date)
+returns date language plpgsql stable as $$
+begin
+  return (
+    select to_date(right(c.relname, 8), 'YYYYMMDD') from (
+      select c.relname from pg_class c
+      -- A tilde sorts behind the names of the indexes of that day, and a colon behind all digits.
+      where c.relname > (parent || case when isfinite(after) then to_char(after, '_YYYYMMDD~') else '_' end)::name
+        and c.relname < (parent || '_:')::name
+        and c.relnamespace = 'durable'::regnamespace and c.relname ~ '_[0-9]{8}$' and exists (
+          select from pg_inherits i where i.inhrelid = c.oid and i.inhparent = ('durable.' || parent)::regclass)
+      order by c.relname limit 1) c);
 end
 $$;
 
@@ -47,15 +77,15 @@ $$;
 create function durable._ensure_partitions(workflow_ids uuid[])
 returns void language plpgsql as $$
 declare
-  v_day date := (durable._id_time(workflow_ids[1]) at time zone 'UTC')::date;
+  v_day date := durable._day_of(workflow_ids[1]);
 begin
   if to_regclass('durable.checkpoints_' || to_char(v_day, 'YYYYMMDD')) is not null
-    and durable._first_id(v_day::timestamp at time zone 'UTC') <= all (workflow_ids)
-    and durable._first_id((v_day + 1)::timestamp at time zone 'UTC') > all (workflow_ids) then
+    and durable._first_id(durable._start_of(v_day)) <= all (workflow_ids)
+    and durable._first_id(durable._start_of(v_day + 1)) > all (workflow_ids) then
     return;
   end if;
   perform durable._provision_partitions(d.day, d.day)
-  from (select distinct (durable._id_time(l.workflow_id) at time zone 'UTC')::date as day
+  from (select distinct durable._day_of(l.workflow_id) as day
         from durable.live_workflows l where l.workflow_id = any(workflow_ids)) d;
 end
 $$;

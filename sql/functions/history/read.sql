@@ -38,7 +38,9 @@ create function durable.status(workflow_id uuid)
 returns durable.workflow_status language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  v_status durable.workflow_status := (select w.status from durable.workflows w where w.workflow_id = status.workflow_id);
+  v_status durable.workflow_status := coalesce(
+    (select l.status from durable.live_workflows l where l.workflow_id = status.workflow_id),
+    (select e.status from durable._ended(array[status.workflow_id]) e));
 begin
   if v_status is null then
     perform durable._raise_not_found(workflow_id);
@@ -57,13 +59,16 @@ declare
   v_next uuid;
 begin
   loop
-    select w.status, w.output, w.error, w.continued_as into status, output, error, v_next
-    from durable.workflows w where w.workflow_id = v_id;
+    select l.status, l.error into status, error from durable.live_workflows l where l.workflow_id = v_id;
     if not found then
-      perform durable._raise_not_found(v_id);
+      select e.status, e.output, e.error, e.continued_as into status, output, error, v_next from durable._ended(array[v_id]) e;
+      if not found then
+        perform durable._raise_not_found(v_id);
+      end if;
     end if;
     exit when v_next is null;
     v_id := v_next;
+    v_next := null;
   end loop;
   return next;
 end
@@ -75,7 +80,8 @@ comment on function durable.result(uuid) is
 
 create function durable.history(workflow_id uuid)
 returns setof durable.workflow_steps language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 begin
   return query

@@ -42,20 +42,11 @@ begin
 end
 $$;
 
-create function durable._start_of(day date)
-returns timestamptz language sql immutable parallel safe as $$ select day::timestamp at time zone 'UTC' $$;
-
--- Some days that have partitions and began before a time; another choice at each call, so that none holds up the others.
-create function durable._old_days(before timestamptz)
-returns setof date language plpgsql volatile as $$
+-- The first day after a day that has a partition of workflows or of steps.
+create function durable._next_day(after date)
+returns date language plpgsql stable as $$
 begin
-  return query
-  select d.day from (
-    select distinct to_date(right(c.relname, 8), 'YYYYMMDD') as day
-    from pg_inherits i join pg_class c on c.oid = i.inhrelid
-    where i.inhparent in ('durable.finished_workflows'::regclass, 'durable.checkpoints'::regclass)) d
-  where durable._start_of(d.day) < before
-  order by random() limit 3;
+  return least(durable._next_partition('finished_workflows', after), durable._next_partition('checkpoints', after));
 end
 $$;
 
@@ -105,30 +96,27 @@ $$;
 create function durable._drop_day(day date, since timestamptz)
 returns integer language plpgsql set lock_timeout = '100ms' as $$
 declare
-  v_parent text;
-  v_partition text;
-  v_quiet boolean;
+  v_workflows regclass := durable._partition('finished_workflows', day);
+  v_parent regclass := case
+    when v_workflows is null then 'durable.checkpoints'::regclass else 'durable.finished_workflows'::regclass end;
+  v_partition regclass := coalesce(v_workflows, durable._partition('checkpoints', day));
+  v_quiet boolean := durable._is_quiet(array[v_parent, v_partition]);
 begin
-  foreach v_parent in array '{finished_workflows,checkpoints}'::text[] loop
-    v_partition := v_parent || to_char(day, '_YYYYMMDD');
-    exit when to_regclass('durable.' || v_partition) is not null;
-  end loop;
-  v_quiet := durable._is_quiet(array['durable.' || v_parent, 'durable.' || v_partition]::regclass[]);
   if v_quiet is not true then
     return v_quiet::integer;
   end if;
   begin
     -- Without ONLY it would be a lock on every day.
-    execute format('lock table only durable.%I, only durable.%I in access exclusive mode', v_parent, v_partition);
+    execute format('lock table only %s, only %s in access exclusive mode', v_parent, v_partition);
     -- Once more, for a retry may have brought one of them back to life.
     if durable._is_needed(day, since) then
       -- An error, for only that gives the lock back.
       raise lock_not_available;
     end if;
-    delete from durable.open_steps o
-    where o.workflow_id >= durable._first_id(durable._start_of(day))
-      and o.workflow_id < durable._first_id(durable._start_of(day + 1));
-    execute format('drop table durable.%I', v_partition);
+    if v_workflows is not null then
+      insert into durable.dropped_days (day) values (_drop_day.day) on conflict do nothing;
+    end if;
+    execute format('drop table %s', v_partition);
   exception when lock_not_available then
     return 0;
   end;
@@ -136,25 +124,46 @@ begin
 end
 $$;
 
--- At most one partition per call; the result is that of durable._drop_day().
+-- At most one partition per call; the result is that of durable._drop_day(). Looks at three days, and goes on with the next ones
+-- at the next call, so that none holds up the others.
 create function durable._drop_history()
 returns integer language plpgsql as $$
 declare
   v_now timestamptz := durable._now();
   v_keep record;
+  v_before timestamptz;
+  v_after date;
   v_day date;
+  v_done integer := 0;
 begin
   -- Where the snapshot is that of the transaction, it does not show what was brought back to life since.
   if current_setting('transaction_isolation') <> 'read committed' then
     return 0;
   end if;
   select * into v_keep from durable._keeps();
-  for v_day in select d from durable._old_days(v_now - v_keep.shortest - interval '1 day') as d loop
+  v_before := v_now - v_keep.shortest - interval '1 day';
+  v_after := coalesce((select m.dropped_day from durable.history_marks m), '-infinity');
+  v_day := v_after;
+  for i in 1 .. 3 loop
+    v_day := durable._next_day(v_day);
+    if v_day is null or durable._start_of(v_day) >= v_before then
+      v_day := '-infinity';
+      exit;
+    end if;
     if not durable._is_needed(v_day, v_now - v_keep.longest) then
-      return durable._drop_day(v_day, v_now - v_keep.longest);
+      v_done := durable._drop_day(v_day, v_now - v_keep.longest);
+      if v_done is null then
+        -- The next call comes back to it.
+        v_day := v_day - 1;
+      end if;
+      exit;
     end if;
   end loop;
-  return 0;
+  if v_day <> v_after then
+    insert into durable.history_marks (dropped_day) values (v_day)
+    on conflict on constraint history_marks_pkey do update set dropped_day = excluded.dropped_day;
+  end if;
+  return v_done;
 end
 $$;
 
@@ -165,175 +174,148 @@ returns timestamptz language sql stable as $$
     then '-infinity' else at - keep end
 $$;
 
--- Deletes what of a day is past by its rule: at most max_workflows, or fewer when they have many steps.
-create function durable._expire_day(day date, longest interval, at timestamptz, max_workflows integer)
+-- Deletes the rows of one name and one day that ended before their time: of those in a queue with a rule, that of the queue; of
+-- all others, or of all where the name has a rule, v_cutoff. At most max_workflows, or fewer when they have many steps.
+create function durable._expire_name(
+  name text, day date, cutoff timestamptz, queues text[], cutoffs timestamptz[], max_workflows integer
+)
 returns integer language plpgsql set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
 declare
-  v_first uuid := durable._first_id(durable._start_of(day));
-  v_next uuid := durable._first_id(durable._start_of(day + 1));
-  v_default timestamptz := durable._cutoff(durable._setting('retention')::interval, longest, day, at);
-  v_queues text[];
-  v_cutoffs timestamptz[];
-  v_name text := '';
-  v_of_name timestamptz;
-  v_newest timestamptz;
+  v_first uuid := durable._first_id(durable._start_of(_expire_name.day));
+  v_next uuid := durable._first_id(durable._start_of(_expire_name.day + 1));
   v_ids uuid[];
-  v_keys text[];
-  v_count integer := 0;
 begin
-  select array_agg(r.queue), array_agg(durable._cutoff(r.keep, longest, day, at)) into v_queues, v_cutoffs
-  from durable.retention_rules r where r.queue is not null;
-  -- By name, where each rule finds its own rows and none that it must leave.
-  loop
-    select min(f.name) into v_name from durable.finished_workflows f
-    where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > v_name;
-    exit when v_name is null;
-    v_of_name := (select durable._cutoff(r.keep, longest, day, at) from durable.retention_rules r where r.workflow = v_name);
-    v_newest := coalesce(v_of_name, greatest(v_default, (select max(c) from unnest(v_cutoffs) as c)));
-    continue when v_newest <= durable._start_of(day);
-    with expired as materialized (
-      select f.workflow_id, f.completed_at from durable.finished_workflows f
-      where f.workflow_id >= v_first and f.workflow_id < v_next
-        and f.name = v_name and f.completed_at < v_newest
-        and (v_of_name is not null
-          or f.completed_at < coalesce(v_cutoffs[array_position(v_queues, f.queue)], v_default))
-        and (f.parent_id is null
-          or not exists (select from durable.live_workflows l where l.workflow_id = f.parent_id))
-      order by f.completed_at limit max_workflows - v_count for update skip locked
-    ), counted as (
-      select e.workflow_id, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before
-      from expired e, lateral (
-        select count(*) as steps from durable.checkpoints c
-        where c.workflow_id = e.workflow_id and c.workflow_id >= v_first and c.workflow_id < v_next) s
-    )
-    select array_agg(c.workflow_id) into v_ids from counted c where c.steps_before < 10 * max_workflows;
-    continue when v_ids is null;
-
-    with gone as (
-      delete from durable.finished_workflows f
-      where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_ids)
-      returning f.key
-    )
-    select array_agg(g.key) into v_keys from gone g where g.key is not null;
-    delete from durable.checkpoints c
-    where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_ids);
-    delete from durable.open_steps o where o.workflow_id = any(v_ids);
-    delete from durable.workflow_state s where s.workflow_id = any(v_ids);
-    delete from durable.approval_requests r where r.workflow_id = any(v_ids);
-    delete from durable.workflow_keys k where k.key = any(v_keys) and k.workflow_id = any(v_ids);
-    v_count := v_count + cardinality(v_ids);
-    exit when v_count >= max_workflows;
-  end loop;
-  return v_count;
+  with expired as materialized (
+    select f.workflow_id, f.completed_at from durable.finished_workflows f
+    where f.workflow_id >= v_first and f.workflow_id < v_next
+      and f.name = _expire_name.name and f.completed_at < greatest(_expire_name.cutoff, (select max(c) from unnest(cutoffs) as c))
+      and f.completed_at < coalesce(cutoffs[array_position(queues, f.queue)], _expire_name.cutoff)
+      and (f.parent_id is null
+        or not exists (select from durable.live_workflows l where l.workflow_id = f.parent_id))
+    order by f.completed_at limit max_workflows for update skip locked
+  ), counted as (
+    select e.workflow_id, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before
+    from expired e, lateral (
+      select count(*) as steps from durable.checkpoints c
+      where c.workflow_id = e.workflow_id and c.workflow_id >= v_first and c.workflow_id < v_next) s
+  )
+  select array_agg(c.workflow_id) into v_ids from counted c where c.steps_before < 10 * max_workflows;
+  v_ids := durable._forget(v_ids);
+  delete from durable.finished_workflows f
+  where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_ids);
+  delete from durable.checkpoints c
+  where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_ids);
+  return cardinality(v_ids);
 end
 $$;
 
+-- Goes through the names of one day, from the first one after p_after, and deletes what is past its time. By name, so that each
+-- rule finds its own rows and none that it must leave. Returns how many names there were, the last one that is done with, and
+-- whether the day is.
+create function durable._expire_day(
+  p_day date, p_after text, p_at timestamptz, p_longest interval, p_names integer, p_workflows integer,
+  out names integer, out last_name text, out is_done boolean, out expired integer
+)
+language plpgsql set plan_cache_mode = force_custom_plan as $$
+declare
+  v_first uuid := durable._first_id(durable._start_of(p_day));
+  v_next uuid := durable._first_id(durable._start_of(p_day + 1));
+  v_default timestamptz := durable._cutoff(durable._setting('retention')::interval, p_longest, p_day, p_at);
+  v_queues text[];
+  v_cutoffs timestamptz[];
+  v_name record;
+begin
+  names := 0;
+  last_name := p_after;
+  is_done := false;
+  expired := 0;
+  select array_agg(r.queue), array_agg(durable._cutoff(r.keep, p_longest, p_day, p_at)) into v_queues, v_cutoffs
+  from durable.retention_rules r where r.queue is not null;
+  for v_name in
+    with recursive name as (
+      select (select min(f.name) from durable.finished_workflows f
+              where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > p_after) as name
+      union all
+      select (select min(f.name) from durable.finished_workflows f
+              where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > n.name)
+      from name n where n.name is not null
+    ), page as materialized (
+      select n.name from name n where n.name is not null limit p_names
+    ), ruled as materialized (
+      select n.name, r.workflow is not null as has_rule,
+        case when r.workflow is null then v_default else durable._cutoff(r.keep, p_longest, p_day, p_at) end as cutoff
+      from page n left join durable.retention_rules r on r.workflow = n.name
+    )
+    select r.name, r.has_rule, r.cutoff, exists (
+        select from durable.finished_workflows f
+        where f.workflow_id >= v_first and f.workflow_id < v_next and f.name = r.name and f.completed_at < case
+          when r.has_rule then r.cutoff else greatest(r.cutoff, (select max(c) from unnest(v_cutoffs) as c)) end) as is_past
+    from ruled r order by r.name
+  loop
+    names := names + 1;
+    if v_name.is_past then
+      expired := expired + durable._expire_name(v_name.name, p_day, v_name.cutoff, case when not v_name.has_rule then v_queues end,
+        case when not v_name.has_rule then v_cutoffs end, p_workflows - expired);
+      -- There may be more of it.
+      if expired >= p_workflows then
+        return;
+      end if;
+    end if;
+    last_name := v_name.name;
+  end loop;
+  is_done := names < p_names;
+end
+$$;
+
+-- Deletes rows that are past their time, at most max_workflows, and goes on from there at the next call. A call looks at 500 names
+-- of workflows, where a day counts for 100: it has a partition to open and ten relations to lock.
 create function durable._expire_rows(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_now timestamptz := durable._now();
   v_keep record;
+  v_begin record;
+  v_mark record;
   v_day date;
+  v_name text;
+  v_done record;
+  v_left integer := 500;
   v_count integer := 0;
 begin
   select * into v_keep from durable._keeps();
-  for v_day in select d from durable._old_days(v_now - v_keep.shortest) as d loop
-    v_count := v_count + durable._expire_day(v_day, v_keep.longest, v_now, max_workflows - v_count);
-    exit when v_count >= max_workflows;
-  end loop;
-  return v_count;
-end
-$$;
-
--- Deletes keys whose workflows went with their day. They are free before that, see durable._take_keys().
-create function durable._free_keys(max_keys integer)
-returns integer language plpgsql as $$
-declare
-  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
-  v_id uuid := durable._first_id('epoch');
-  v_day date;
-  v_next uuid;
-  v_count integer := 0;
-begin
-  while v_count = 0 loop
-    select k.workflow_id into v_id from durable.workflow_keys k
-    where k.workflow_id >= v_id and k.workflow_id < v_until order by k.workflow_id limit 1;
-    exit when not found;
-    v_day := (durable._id_time(v_id) at time zone 'UTC')::date;
-    v_next := durable._first_id(durable._start_of(v_day + 1));
-    if to_regclass('durable.finished_workflows' || to_char(v_day, '_YYYYMMDD')) is null then
-      delete from durable.workflow_keys k
-      where k.key = any(array(
-        select o.key from durable.workflow_keys o
-        where o.workflow_id >= v_id and o.workflow_id < v_next
-          and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
-        order by o.workflow_id limit max_keys for update skip locked));
-      get diagnostics v_count = row_count;
+  -- All days up to this one are done with; with a name, of this day only the names up to it.
+  select coalesce(min(m.expired_day), '-infinity') as day, coalesce(min(m.expired_name), '') as name into v_begin
+  from durable.history_marks m;
+  v_mark := v_begin;
+  v_name := v_begin.name;
+  v_day := case when v_name = '' then durable._next_day(v_begin.day) else v_begin.day end;
+  if v_day is null or durable._start_of(v_day) >= v_now - v_keep.shortest then
+    v_day := durable._next_day('-infinity');
+    v_name := '';
+  end if;
+  while v_left > 0 and v_count < max_workflows and durable._start_of(v_day) < v_now - v_keep.shortest loop
+    select * into v_done from durable._expire_day(v_day, v_name, v_now, v_keep.longest, v_left, max_workflows - v_count);
+    v_count := v_count + v_done.expired;
+    v_left := v_left - 100 - v_done.names;
+    if v_done.is_done then
+      v_mark.day := v_day;
+      v_mark.name := '';
+    else
+      if v_done.last_name <> '' then
+        v_mark.day := v_day;
+        v_mark.name := v_done.last_name;
+      end if;
+      exit;
     end if;
-    v_id := v_next;
+    v_name := '';
+    v_day := durable._next_day(v_day);
   end loop;
-  return v_count;
-end
-$$;
-
--- Deletes what was published by workflows that went with their day.
-create function durable._clear_state(max_rows integer)
-returns integer language plpgsql as $$
-declare
-  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
-  v_id uuid := durable._first_id('epoch');
-  v_day date;
-  v_next uuid;
-  v_count integer := 0;
-begin
-  while v_count = 0 loop
-    select s.workflow_id into v_id from durable.workflow_state s
-    where s.workflow_id >= v_id and s.workflow_id < v_until order by s.workflow_id limit 1;
-    exit when not found;
-    v_day := (durable._id_time(v_id) at time zone 'UTC')::date;
-    v_next := durable._first_id(durable._start_of(v_day + 1));
-    if to_regclass('durable.finished_workflows' || to_char(v_day, '_YYYYMMDD')) is null then
-      delete from durable.workflow_state s
-      where s.ctid = any(array(
-        select o.ctid from durable.workflow_state o
-        where o.workflow_id >= v_id and o.workflow_id < v_next
-          and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
-        order by o.workflow_id limit max_rows for update skip locked));
-      get diagnostics v_count = row_count;
-    end if;
-    v_id := v_next;
-  end loop;
-  return v_count;
-end
-$$;
-
--- Deletes the approvals of workflows that went with their day.
-create function durable._clear_approvals(max_rows integer)
-returns integer language plpgsql as $$
-declare
-  v_until uuid := durable._first_id(greatest(durable._now() - (durable._keeps()).shortest, 'epoch'));
-  v_id uuid := durable._first_id('epoch');
-  v_day date;
-  v_next uuid;
-  v_count integer := 0;
-begin
-  while v_count = 0 loop
-    select r.workflow_id into v_id from durable.approval_requests r
-    where r.workflow_id >= v_id and r.workflow_id < v_until order by r.workflow_id limit 1;
-    exit when not found;
-    v_day := (durable._id_time(v_id) at time zone 'UTC')::date;
-    v_next := durable._first_id(durable._start_of(v_day + 1));
-    if to_regclass('durable.finished_workflows' || to_char(v_day, '_YYYYMMDD')) is null then
-      delete from durable.approval_requests r
-      where r.approval_id = any(array(
-        select o.approval_id from durable.approval_requests o
-        where o.workflow_id >= v_id and o.workflow_id < v_next
-          and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
-        order by o.workflow_id limit max_rows for update skip locked));
-      get diagnostics v_count = row_count;
-    end if;
-    v_id := v_next;
-  end loop;
+  if v_mark is distinct from v_begin then
+    insert into durable.history_marks (expired_day, expired_name) values (v_mark.day, v_mark.name)
+    on conflict on constraint history_marks_pkey do update
+      set expired_day = excluded.expired_day, expired_name = excluded.expired_name;
+  end if;
   return v_count;
 end
 $$;

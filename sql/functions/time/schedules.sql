@@ -426,7 +426,7 @@ begin
     returning f.schedule, f.workflow_id
   ), failed as (
     select e.schedule, max(e.workflow_id::text) as workflow_id from ended e
-    join durable.finished_workflows w on w.workflow_id = e.workflow_id and w.status = 'failed'
+    join durable._ended(array(select o.workflow_id from ended o)) w on w.workflow_id = e.workflow_id and w.status = 'failed'
     group by e.schedule
   )
   update durable.schedules s

@@ -97,7 +97,7 @@ begin
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
-    'backfilled', 'firings_forgotten', 'partitions', 'lanes', 'expired', 'freed', 'aged', 'cleared']
+    'backfilled', 'firings_forgotten', 'partitions', 'lanes', 'expired', 'forgotten', 'aged']
   loop
     -- One part that fails does not stop the others.
     begin
@@ -113,13 +113,12 @@ begin
         when 'backfilled' then durable._run_backfills(max_workflows)
         when 'firings_forgotten' then durable._forget_firings(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
-        when 'lanes' then durable._tidy_lanes()
+        when 'lanes' then durable._tidy_lanes(max_workflows)
         -- Not what the next tick may drop as a whole.
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
         -- Nobody waits for these: they are free already.
-        when 'freed' then durable._free_keys(2 * max_workflows)
+        when 'forgotten' then durable._forget_dropped(2 * max_workflows)
         when 'aged' then durable._age_signals(max_workflows)
-        when 'cleared' then durable._clear_state(2 * max_workflows) + durable._clear_approvals(2 * max_workflows)
       end;
       v_again := v_again or case v_part
         when 'dropped' then v_done is distinct from 0
@@ -161,8 +160,8 @@ end
 $$;
 comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
-  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events, approvals and mail '
-  'that are past their time. Each part does at most max_workflows per call, and deletes at most twice as many keys; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
+  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events and mail '
+  'that are past their time. Each part does at most max_workflows per call, or deletes what belonged to twice as many workflows that are gone; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '

@@ -31,7 +31,7 @@ begin
   return exists (
       select from durable.live_workflows l where l.workflow_id = _is_child.first_id and l.parent_id = _is_child.parent_id)
     or exists (
-      select from durable.finished_workflows f where f.workflow_id = _is_child.first_id and f.parent_id = _is_child.parent_id);
+      select from durable._ended(array[_is_child.first_id]) e where e.parent_id = _is_child.parent_id);
 end
 $$;
 
@@ -39,7 +39,7 @@ $$;
 -- so failures are stored with the wait, in short when they are many. Outputs are stored with it while they are few;
 -- else they stay with the children.
 create function durable._children_value(first_id uuid)
-returns jsonb language plpgsql stable as $$
+returns jsonb language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 declare
   v_most constant integer := 100000;
   v_last uuid := durable._child_id(first_id);
@@ -131,36 +131,52 @@ comment on function
 
 create function durable.child_results(first_id uuid)
 returns table (workflow_id uuid, status durable.workflow_status, output jsonb, error jsonb)
-language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+  v_last uuid := durable._child_id(first_id);
+begin
+  return query
   select f.workflow_id, f.status, f.output, f.error from durable.finished_workflows f
-  where f.workflow_id >= child_results.first_id and f.workflow_id <= durable._child_id(child_results.first_id)
-    and f.parent_id is not null
+  where f.workflow_id >= first_id and f.workflow_id <= v_last and f.parent_id is not null
   union all
   select l.workflow_id, l.status, null, l.error from durable.live_workflows l
-  where l.workflow_id >= child_results.first_id and l.workflow_id <= durable._child_id(child_results.first_id)
-    and l.parent_id is not null
-  order by 1
+  where l.workflow_id >= first_id and l.workflow_id <= v_last and l.parent_id is not null
+  order by 1;
+end
 $$;
 comment on function durable.child_results(uuid) is
   'The children that one call of durable.start_children() started, by what it returned: one row for each, in the order of the '
   'inputs, also for those that have not ended. No row when there are none, or none any more.';
+
+create function durable._failed_children(first_id uuid)
+returns uuid[] language plpgsql stable set plan_cache_mode = force_custom_plan as $$
+declare
+  v_last uuid := durable._child_id(first_id);
+begin
+  return array(
+    select f.workflow_id from durable.finished_workflows f
+    where f.workflow_id >= _failed_children.first_id and f.workflow_id <= v_last and f.status <> 'completed');
+end
+$$;
 
 -- What the next attempt must run again when a wait for children ended the last one, as their failure: those that
 -- failed. It waits for all of them anew.
 create function durable._retry_children(workflow_id uuid, error jsonb)
 returns void language plpgsql as $$
 declare
+  v_step text := error ->> 'step';
   v_first uuid;
 begin
-  delete from durable.checkpoints c
-  where c.workflow_id = _retry_children.workflow_id and c.step_name = _retry_children.error ->> 'step'
-    and c.output #> '{value,failed}' <> '{}'
-    and durable._is_child(durable._as_first_id(c.output #>> '{value,first}'), _retry_children.workflow_id)
-  returning (c.output #>> '{value,first}')::uuid into v_first;
-  perform durable._retry(array(
-    select f.workflow_id from durable.finished_workflows f
-    where f.workflow_id >= v_first and f.workflow_id <= durable._child_id(v_first) and f.status <> 'completed'));
+  select durable._as_first_id(o.output #>> '{value,first}') into v_first
+  from durable._outcomes(array[workflow_id], array[v_step]) o
+  where o.output #> '{value,failed}' <> '{}';
+  if durable._is_child(v_first, workflow_id) then
+    perform durable._forget_step(workflow_id, v_step);
+    perform durable._retry(durable._failed_children(v_first));
+  end if;
 end
 $$;
 

@@ -223,8 +223,8 @@ begin
   v_kept := array(
     select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_ids)
     union all
-    select f.workflow_id from durable.finished_workflows f
-    where f.workflow_id = any(v_ids) and (f.status <> 'completed' or f.completed_at > v_now - interval '1 hour'));
+    select e.workflow_id from durable._ended(array(select distinct i.id from unnest(v_ids) as i(id))) e
+    where e.status <> 'completed' or e.completed_at > v_now - interval '1 hour');
   v_ended := array(select distinct e.id from unnest(v_ids) as e(id) where e.id <> all(v_kept));
   if cardinality(v_ended) > 0 then
     delete from durable.messages m

@@ -172,9 +172,10 @@ begin
       (select l.lease from durable.live_workflows l where l.workflow_id = u.workflow_id) as held,
       (select l.parked_lease from durable.live_workflows l where l.workflow_id = u.workflow_id) as parked,
       (select o from durable.open_steps o where o.workflow_id = u.workflow_id and o.step_name = u.step_name) as open,
-      (select c from durable.checkpoints c where c.workflow_id = u.workflow_id and c.step_name = u.step_name) as winner
+      w.item is not null as over, w.output, w.error
     from unnest(workflow_ids, leases, step_names, _wait.conditions, timeouts, untils, modes) with ordinality
       as u(workflow_id, lease, step_name, conditions, timeout, until, mode, n)
+    left join durable._outcomes(workflow_ids, step_names) w on w.item = u.n
     order by u.workflow_id, u.n
   loop
     v_timed := durable._timed(v_item.conditions, (v_item.open).waits_for, v_now);
@@ -187,10 +188,10 @@ begin
     elsif v_item.held is distinct from v_item.lease then
       v_outcomes[v_item.n] := case when v_item.parked = v_item.lease then 'parked'
         else durable._why_lost(v_item.workflow_id, v_item.lease) end;
-    elsif v_item.winner is distinct from null then
+    elsif v_item.over then
       v_outcomes[v_item.n] := 'exists';
-      v_outputs[v_item.n] := (v_item.winner).output;
-      v_errors[v_item.n] := (v_item.winner).error;
+      v_outputs[v_item.n] := v_item.output;
+      v_errors[v_item.n] := v_item.error;
     elsif cardinality(v_locked) < cardinality(workflow_ids) and v_item.workflow_id <> all(v_locked) then
       v_outcomes[v_item.n] := 'waiting';
     else

@@ -14,14 +14,18 @@ comment on column durable.queues.created_at is 'When it was first used.';
 -- see the lane adds it, and the tick removes what is double.
 create table durable.lanes (
   queue text not null,
-  priority smallint not null
+  priority smallint not null,
+  is_new boolean not null default true
 );
+alter table durable.lanes replica identity full;
 create index lanes_idx on durable.lanes (queue, priority);
+create index lanes_new_idx on durable.lanes (queue, priority) where is_new;
 -- Most use this one; there at once, so that nobody's first enqueue has to wait for another's transaction.
 insert into durable.queues (queue) values ('default');
-insert into durable.lanes (queue, priority) values ('default', 0);
+insert into durable.lanes (queue, priority, is_new) values ('default', 0, false);
 
 comment on table durable.lanes is 'Every priority that was used in a queue; added by the first enqueue that names it.';
+comment on column durable.lanes.is_new is 'True until a tick has removed what is double, and made sure that the queue is listed.';
 
 -- The claim cursor. Rows that left the line stay in its index until vacuum may remove them, which a long transaction
 -- anywhere prevents; a claim that began at the front each time would wade through all of them. So each lane has a place

@@ -19,3 +19,24 @@ create unlogged table durable.history_users (
 );
 comment on table durable.history_users is
   'The transactions that used the history when a partition was last to be dropped; empty or one row.';
+
+-- How far ticks have come in looking through the days for something to remove. Unlogged: after a crash they begin again.
+create unlogged table durable.history_marks (
+  only_one boolean not null default true,
+  dropped_day date not null default '-infinity',
+  expired_day date not null default '-infinity',
+  expired_name text not null default '',
+  constraint history_marks_pkey primary key (only_one),
+  constraint history_marks_is_one check (only_one)
+) with (fillfactor = 20);
+comment on table durable.history_marks is
+  'The day that ticks last looked at to drop it, and the day and the workflow name up to which they deleted rows; empty or one row.';
+
+-- Dropping a day removes its workflows and steps. What else belonged to the workflows is in tables for all days, and ticks
+-- delete it afterwards.
+create table durable.dropped_days (
+  day date not null,
+  constraint dropped_days_pkey primary key (day)
+);
+comment on table durable.dropped_days is
+  'Days that were dropped from the history, until everything that belonged to their workflows is deleted: keys, messages, approvals, published state.';
