@@ -35,11 +35,6 @@ RELATIONS = """
   from pg_class c
   where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
   order by c.relname"""
-TYPES = """
-  select t.typname as name, obj_description(t.oid, 'pg_type') as comment,
-    (select string_agg(format('`%s`', e.enumlabel), ', ' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid)
-      as labels
-  from pg_type t where t.typnamespace = 'durable'::regnamespace and t.typtype = 'e' order by t.typname"""
 SETTINGS = "select name, default_value, type::text, description from durable.settings order by name"
 
 
@@ -90,7 +85,6 @@ def main() -> None:
     with psycopg.connect(os.environ["DURABLE_DSN"]) as conn, conn.cursor(row_factory=namedtuple_row) as cursor:
         functions: list[Any] = cursor.execute(FUNCTIONS, [AUDIENCES]).fetchall()
         relations: list[Any] = cursor.execute(RELATIONS).fetchall()
-        types: list[Any] = cursor.execute(TYPES).fetchall()
         settings: list[Any] = cursor.execute(SETTINGS).fetchall()
 
     lines = [
@@ -115,10 +109,8 @@ def main() -> None:
     lines += ["## Settings", "", "Changed with `durable.configure()`.", ""]
     lines += ["| setting | default | type | |", "|---|---|---|---|"]
     lines += [f"| `{row.name}` | {row.default_value} | {row.type} | {cell(row.description)} |" for row in settings]
-    lines += ["", "## Types", ""]
-    for type_ in types:
-        lines += [f"### {type_.name}", "", f"{type_.labels}.", "", commented(type_), ""]
     lines += [
+        "",
         "## Tables",
         "",
         "They may change with any version. Nobody but the owner has rights on them, save that observers read queues and workers.",

@@ -139,7 +139,7 @@ def test_a_time_that_comes_during_the_pause_takes_effect_when_it_is_resumed(db: 
 def test_a_workflow_that_sleeps_or_waits_stays_so_while_it_is_paused(db: Database, status: str) -> None:
     conn = db.connect()
     workflow_id = value(conn, "select durable.enqueue('w', run_at => clock_timestamp() + interval '1 hour')")
-    conn.execute("update durable.live_workflows set status = %s::durable.workflow_status", [status])
+    conn.execute("update durable.live_workflows set status = %s", [status])
     call(conn, "pause", workflow_id)
     assert workflow(conn, workflow_id).status == status
     call(conn, "resume", workflow_id)

@@ -42,10 +42,6 @@ CATALOGUE = {
         from pg_constraint
         where connamespace = 'durable'::regnamespace and conrelid::regclass::text !~ '_\\d{8}$'
         order by 1, 2""",
-    "types": """
-        select t.typname, array(select enumlabel from pg_enum e where e.enumtypid = t.oid order by e.enumsortorder),
-          obj_description(t.oid, 'pg_type')
-        from pg_type t where t.typnamespace = 'durable'::regnamespace and t.typtype = 'e' order by 1""",
 }
 
 

@@ -61,7 +61,7 @@ def fill(conn: Connection, size: int) -> None:
     conn.execute("select durable.schedule('fill ' || n, '0 0 1 1 *', 'w') from generate_series(1, %s) n", [size // 10])
     conn.execute(
         """insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id, reason)
-           select 'fill ' || n, now() - interval '1 day' * m, case when m = 1 then 'fired' else 'missed' end::durable.firing_outcome,
+           select 'fill ' || n, now() - interval '1 day' * m, case when m = 1 then 'fired' else 'missed' end,
              m = 1, false, now() - interval '1 day' * m, case when m = 1 then gen_random_uuid() end, 'fill'
            from generate_series(1, %s) n, generate_series(1, 3) m""",
         [size // 10],

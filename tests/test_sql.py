@@ -76,8 +76,7 @@ def for_pgspot(script: str) -> str:
     script = re.sub(
         r"(create function durable\._(?:(?!create function).)*?)(\s+as \$\$)", pinned, script, flags=re.DOTALL
     )
-    script = re.sub(r"^(  v\w*) durable\.\w+(;| :=)", r"\1 record\2", script, flags=re.MULTILINE)
-    return re.sub(r"\bdurable\.(workflow|step)_status\b(?! as enum)", "text", script)
+    return re.sub(r"^(  v\w*) durable\.\w+(;| :=)", r"\1 record\2", script, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("script", ["durable--*.sql", "durable.sql"])

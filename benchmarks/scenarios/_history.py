@@ -17,7 +17,7 @@ WORKFLOWS = """
   select (left(durable._first_id(t.at)::text, 13) || lpad(to_hex(28672 + n %% 4096), 5, '-') || '-8'
       || substr(md5(n::text), 1, 3) || '-' || lpad(to_hex(n), 12, '0'))::uuid,
     n, t.at, t.at, t.at + interval '1 second', 1, e.failed::integer, 0, 1, 0,
-    case when e.failed then 'failed' else 'completed' end::durable.workflow_status,
+    case when e.failed then 'failed' else 'completed' end,
     'workflow ' || n %% 10, 'queue ' || n %% 5, case when n %% 10 = 0 or %(keyed)s then %(day)s || ' ' || n end,
     case when n %% 10 = 0 then jsonb_build_object('tenant', 'tenant ' || n / 10 %% 1000) else '{}' end,
     %(input)s::jsonb, case when not e.failed then %(output)s::jsonb end,

@@ -71,7 +71,7 @@ select pg_temp.refused($$ insert into durable.queues values ('') $$, 'queues_nam
 
 -- Steps
 create temp table held as select * from durable.claim('w');
-create function pg_temp.step(p_status durable.step_status, p_output jsonb, p_error jsonb, p_name text, p_attempt integer default 1)
+create function pg_temp.step(p_status text, p_output jsonb, p_error jsonb, p_name text, p_attempt integer default 1)
 returns void language sql as $$
   insert into durable.checkpoints (workflow_id, completed_at, attempt, status, step_name, output, error)
   select h.workflow_id, now(), p_attempt, p_status, p_name, p_output, p_error from held h

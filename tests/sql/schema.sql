@@ -26,6 +26,9 @@ select is_empty(
        and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'i') $$,
   'every table, view and sequence has a comment');
 select is_empty(
+  $$ select t.oid::regtype from pg_type t where t.typnamespace = 'durable'::regnamespace and t.typtype = 'e' $$,
+  'no type is an enum: a new value could not be used in the transaction that adds it, so no upgrade could add one');
+select is_empty(
   $$ select t.oid::regtype from pg_type t
      where t.typnamespace = 'durable'::regnamespace and t.typtype in ('e', 'd') and obj_description(t.oid, 'pg_type') is null $$,
   'every type has a comment');

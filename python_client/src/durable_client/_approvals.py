@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from . import _codec
 from ._definitions import check_texts
 from ._durations import Duration, seconds
+from ._errors import InvalidArgument
 
 ApprovalState = Literal["pending", "decided", "expired", "withdrawn"]
 
@@ -83,6 +84,8 @@ def request_parameters(subject: str, assignee: str | None, form: Any, expires: D
 def listed(assignee: str | None, state: str | None) -> tuple[str, list[Any]]:
     """The condition for a list of approvals, without parts that would keep it from an index, and its parameters."""
     check_texts(assignee=assignee, state=state)
-    given = [("assignee = %s", assignee), ("state = %s::durable.approval_state", state)]
+    if state is not None and state not in get_args(ApprovalState):
+        raise InvalidArgument(f"state must be one of {', '.join(get_args(ApprovalState))}, not {state!r}")
+    given = [("assignee = %s", assignee), ("state = %s", state)]
     parts = [(condition, value) for condition, value in given if value is not None]
     return " and ".join(condition for condition, _ in parts) or "true", [value for _, value in parts]

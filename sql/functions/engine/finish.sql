@@ -2,7 +2,7 @@
 -- takes whatever state a row is in; with them, only rows that the lease still owns. Parallel arrays; the row locks are
 -- taken in the order of the ids.
 create function durable._finish(
-  workflow_ids uuid[], leases bigint[], status durable.workflow_status, outputs jsonb[], errors jsonb[]
+  workflow_ids uuid[], leases bigint[], status text, outputs jsonb[], errors jsonb[]
 )
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column

@@ -20,7 +20,7 @@ begin
   ), stored as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
     select i.workflow_id, v_now - i.elapsed_ms * interval '1 millisecond', v_now, coalesce(i.attempt, 1),
-      case when i.error is null then 'completed' else 'error' end::durable.step_status, i.step_name,
+      case when i.error is null then 'completed' else 'error' end, i.step_name,
       case when i.error is null then i.output end, i.error
     from item i join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease
     where l.workflow_id = any(_checkpoint.workflow_ids)
@@ -222,7 +222,7 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_variable
 declare
   v_now timestamptz;
-  v_stored durable.step_status;
+  v_stored text;
   v_outcome text;
   v_retry_at timestamptz;
 begin
@@ -295,7 +295,7 @@ end
 $$;
 
 create function durable.step_result(workflow_id uuid, step_name text)
-returns table (status durable.step_status, output jsonb, error jsonb) language plpgsql stable security definer
+returns table (status text, output jsonb, error jsonb) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
   return query select o.status, o.output, o.error from durable._outcomes(array[workflow_id], array[step_name]) o;

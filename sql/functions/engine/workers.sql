@@ -94,7 +94,7 @@ comment on function durable.heartbeat(text, uuid[], bigint[], jsonb) is
 
 -- The codes that tell a worker why its leases are not valid; ok when the same lease ended the workflow that way before. The
 -- arrays are parallel, and item counts from 1.
-create function durable._why_lost_many(workflow_ids uuid[], leases bigint[], ended_as durable.workflow_status default null)
+create function durable._why_lost_many(workflow_ids uuid[], leases bigint[], ended_as text default null)
 returns table (item integer, code text) language plpgsql stable as $$
 begin
   return query
@@ -110,7 +110,7 @@ begin
 end
 $$;
 
-create function durable._why_lost(workflow_id uuid, lease bigint, ended_as durable.workflow_status default null)
+create function durable._why_lost(workflow_id uuid, lease bigint, ended_as text default null)
 returns text language sql stable as $$
   select w.code from durable._why_lost_many(array[workflow_id], array[lease], ended_as) w
 $$;

@@ -34,7 +34,7 @@ $$;
 -- How these workflows ended; no row for one that has not, or is not stored.
 create function durable._ended(workflow_ids uuid[])
 returns table (
-  workflow_id uuid, status durable.workflow_status, completed_at timestamptz, lease bigint, parent_id uuid, output jsonb,
+  workflow_id uuid, status text, completed_at timestamptz, lease bigint, parent_id uuid, output jsonb,
   error jsonb, continued_as uuid
 ) language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
@@ -65,7 +65,7 @@ $$;
 -- The stored outcomes of steps. The arrays are parallel, and item counts from 1; no row for a step that has none yet.
 create function durable._outcomes(workflow_ids uuid[], step_names text[])
 returns table (
-  item integer, status durable.step_status, started_at timestamptz, completed_at timestamptz, output jsonb, error jsonb
+  item integer, status text, started_at timestamptz, completed_at timestamptz, output jsonb, error jsonb
 ) language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 declare

@@ -13,7 +13,8 @@ create view durable.workflows as
     null, null, f.warning, f.forked_from, f.forked_at_step, f.continued_from, f.continued_as
   from durable.finished_workflows f;
 comment on view durable.workflows is
-  'Every workflow, unfinished and finished. error is what ended the last attempt; wake_at is when a delayed, retried or sleeping '
+  'Every workflow, unfinished and finished. status is pending (ready, or due later), running (leased by a worker), sleeping (until '
+  'a time), waiting (for a message, event, child or approval), or, at the end, completed, failed or cancelled. error is what ended the last attempt; wake_at is when a delayed, retried or sleeping '
   'one becomes ready (infinity for a child that max_parallel holds back); worker is the worker that runs it, or ended it while '
   'that one is still listed; parent_id is the workflow that started a child. paused_at is when it was paused, null while it is '
   'not. forked_from and forked_at_step tell what it is a fork of; continued_from and continued_as are the runs before and '
@@ -25,20 +26,21 @@ create view durable.workflow_steps as
     null::timestamptz as wait_until, null::jsonb as waits_for
   from durable.checkpoints c
   union all
-  select o.workflow_id, o.step_name, 'running'::durable.step_status, o.attempt, null, o.error, o.error ->> 'message',
+  select o.workflow_id, o.step_name, 'running', o.attempt, null, o.error, o.error ->> 'message',
     o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
   where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name);
 comment on view durable.workflow_steps is
   'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '
-  'have been running for longer than a heartbeat. error is why the step, or its last attempt, failed. waits_for are the '
+  'have been running for longer than a heartbeat. status is running (begun, or between two attempts), completed, or error (it '
+  'failed for good). error is why the step, or its last attempt, failed. waits_for are the '
   'conditions of a wait, and wait_until is when it times out.';
 
 create function durable.status(workflow_id uuid)
-returns durable.workflow_status language plpgsql stable security definer
+returns text language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  v_status durable.workflow_status := coalesce(
+  v_status text := coalesce(
     (select l.status from durable.live_workflows l where l.workflow_id = status.workflow_id),
     (select e.status from durable._ended(array[status.workflow_id]) e));
 begin
@@ -51,7 +53,7 @@ $$;
 comment on function durable.status(uuid) is 'The status of a workflow. Errors: WF001 workflow not found.';
 
 create function durable.result(workflow_id uuid)
-returns table (status durable.workflow_status, output jsonb, error jsonb) language plpgsql stable security definer
+returns table (status text, output jsonb, error jsonb) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare

@@ -123,7 +123,7 @@ declare
   v_last timestamptz;
   v_missed_before timestamptz;
   v_busy boolean;
-  v_outcome durable.firing_outcome;
+  v_outcome text;
   v_reason text;
   v_count integer;
   v_waiting integer;
@@ -131,7 +131,7 @@ declare
   -- Parallel arrays: one element for each due time,
   v_names text[] := array[]::text[];
   v_dues timestamptz[] := array[]::timestamptz[];
-  v_outcomes durable.firing_outcome[] := array[]::durable.firing_outcome[];
+  v_outcomes text[] := array[]::text[];
   v_untils timestamptz[] := array[]::timestamptz[];
   v_reasons text[] := array[]::text[];
   -- and for each schedule.
@@ -211,7 +211,7 @@ begin
         least(p_now, v_missed_before - interval '1 microsecond', v_schedule.ends_at), v_schedule.timezone, v_anchor);
       v_names := v_names || v_schedule.name;
       v_dues := v_dues || v_due;
-      v_outcomes := v_outcomes || 'missed'::durable.firing_outcome;
+      v_outcomes := v_outcomes || 'missed'::text;
       v_untils := v_untils || nullif(v_last, v_due);
       v_reasons := v_reasons || v_reason;
       v_next := durable._cron_next(v_cron, v_last, v_schedule.timezone, v_anchor);
@@ -387,7 +387,7 @@ $$;
 
 -- Gives up the first p_max of what waits in a schedule, or in one of its backfills.
 create function durable._drop_queued(
-  schedule text, backfill_id bigint, p_max integer, outcome durable.firing_outcome, reason text
+  schedule text, backfill_id bigint, p_max integer, outcome text, reason text
 )
 returns void language plpgsql as $$
 #variable_conflict use_column
@@ -774,7 +774,7 @@ create function durable.backfill_schedule(
   name text, from_at timestamptz, until_at timestamptz, dry_run boolean default true, max_parallel integer default 1,
   redo boolean default false
 )
-returns table (due_at timestamptz, outcome durable.firing_outcome, action text) language plpgsql security definer
+returns table (due_at timestamptz, outcome text, action text) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare

@@ -6,7 +6,7 @@ create view durable.approvals as
     case when r.expires_at <= durable._now_in_view() then 'expired'
       -- Not EXISTS, which may be answered by reading all workflows once.
       when (select true from durable.live_workflows l where l.workflow_id = r.workflow_id) then 'pending'
-      else 'withdrawn' end::durable.approval_state as state,
+      else 'withdrawn' end as state,
     r.decision, r.data, r.decided_by, r.comment, r.decided_at
   from durable.approval_requests r where r.decision is null and not r.expired
   union all
@@ -18,7 +18,8 @@ create view durable.approvals as
     'expired', r.decision, r.data, r.decided_by, r.comment, r.decided_at
   from durable.approval_requests r where r.expired;
 comment on view durable.approvals is
-  'What workflows ask people, and what was decided: state is pending, decided, expired or withdrawn. subject is the question, '
+  'What workflows ask people, and what was decided. state is pending (somebody may decide it), decided, expired (nobody did in '
+  'time), or withdrawn (its workflow has ended; a retry of the workflow makes it pending again). subject is the question, '
   'assignee who is asked (null for anyone), form what the workflow gave for it; decision is what durable.decide() was told, '
   'with data, decided_by, comment and decided_at. They are ordered in time by approval_id.';
 

@@ -130,7 +130,7 @@ comment on function
   'cancelled, WF005 invalid argument, WF006 input too large, WF007 the step is stored as failed.';
 
 create function durable.child_results(first_id uuid)
-returns table (workflow_id uuid, status durable.workflow_status, output jsonb, error jsonb)
+returns table (workflow_id uuid, status text, output jsonb, error jsonb)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_custom_plan as $$

@@ -268,7 +268,7 @@ begin
       on conflict do nothing
     ), parked as (
       update durable.live_workflows l
-      set status = case when r.waits then 'waiting' else 'sleeping' end::durable.workflow_status, wake_at = r.wake_at,
+      set status = case when r.waits then 'waiting' else 'sleeping' end, wake_at = r.wake_at,
         parked_lease = l.lease, lease = null, worker_id = null, replay = true
       from resting r
       where l.workflow_id = any(_wait.workflow_ids) and l.workflow_id = r.workflow_id

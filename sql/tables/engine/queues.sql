@@ -1,3 +1,9 @@
+-- The fencing token and the place in line are one number: a workflow takes a new one each time it becomes ready, and
+-- a claim turns it into the lease. CACHE 1 keeps the numbers in the order in which they were handed out.
+create sequence durable.ready_seq as bigint cache 1;
+comment on sequence durable.ready_seq is
+  'Places in line. A claim turns the place of a workflow into its lease, so that a lease is never given twice.';
+
 create table durable.queues (
   queue text not null,
   created_at timestamptz not null default durable._now(),

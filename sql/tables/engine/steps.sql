@@ -7,7 +7,7 @@ create table durable.checkpoints (
   started_at timestamptz,
   completed_at timestamptz not null,
   attempt integer not null,
-  status durable.step_status not null,
+  status text not null,
   step_name text not null,
   output jsonb,
   error jsonb,
@@ -28,6 +28,8 @@ create index checkpoints_shape_error_idx on durable.checkpoints_shape (completed
 comment on table durable.checkpoints_shape is 'Always empty: what a new partition of durable.checkpoints looks like.';
 
 comment on table durable.checkpoints is 'Outcomes of steps, one partition per day of creation of the workflow. Read it through durable.workflow_steps.';
+
+comment on column durable.checkpoints.status is 'completed (its output is stored) or error (it failed for good).';
 
 create table durable.open_steps (
   workflow_id uuid not null,

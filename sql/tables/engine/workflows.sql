@@ -43,8 +43,8 @@ create table durable.live_workflows (
   priority smallint not null default 0,
   replay boolean not null default false,
   limited boolean,
-  status durable.workflow_status not null,
   timeout interval,
+  status text not null,
   name text not null,
   queue text not null,
   key text,
@@ -91,6 +91,9 @@ create index live_workflows_wake_idx on durable.live_workflows (wake_at) where w
 create index live_workflows_parent_idx on durable.live_workflows (parent_id) where parent_id is not null;
 create index live_workflows_deadline_idx on durable.live_workflows (deadline) where deadline is not null;
 
+comment on column durable.live_workflows.status is
+  'pending (ready, or due later), running (leased by a worker), sleeping (until a time), or waiting (for a message, event, '
+  'child or approval).';
 comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
 comment on column durable.live_workflows.parent_id is 'The workflow that started it and is told of its end; null for most.';
 comment on column durable.live_workflows.limited is
@@ -131,8 +134,8 @@ create table durable.finished_workflows (
   crashes integer not null,
   max_attempts integer not null,
   priority smallint not null,
-  status durable.workflow_status not null,
   timeout interval,
+  status text not null,
   name text not null,
   queue text not null,
   key text,
@@ -170,6 +173,7 @@ create index finished_workflows_shape_parent_idx on durable.finished_workflows_s
 comment on table durable.finished_workflows_shape is 'Always empty: what a new partition of durable.finished_workflows looks like.';
 
 comment on table durable.finished_workflows is 'Workflows that ended, one partition per day of creation. Read it through durable.workflows.';
+comment on column durable.finished_workflows.status is 'completed, failed or cancelled.';
 comment on column durable.finished_workflows.lease is
   'Lease under which it ended, so that the same report sent again is recognised; null when no worker ended it.';
 comment on column durable.finished_workflows.continued_as is

@@ -17,14 +17,6 @@
 -- Lock order: the rows of schedules come before everything else, and whoever writes firings holds the lock of their
 -- schedule.
 
-create type durable.firing_outcome as enum (
-  'queued', 'fired', 'backfilled', 'triggered', 'skipped', 'missed', 'failed'
-);
-comment on type durable.firing_outcome is
-  'What became of a due time: queued (waits for an earlier workflow, or its turn in a backfill), fired, backfilled, '
-  'triggered (by hand), skipped (overlap), missed (no tick in time, or paused), failed (its workflow could not be '
-  'enqueued).';
-
 create table durable.schedules (
   name text not null,
   cron text not null,
@@ -80,7 +72,7 @@ comment on column durable.schedules.error is 'Why its next due time cannot be to
 create table durable.schedule_firings (
   schedule text not null,
   due_at timestamptz not null,
-  outcome durable.firing_outcome not null,
+  outcome text not null,
   open boolean not null default false,
   watched boolean not null default false,
   handled_at timestamptz not null,
@@ -90,6 +82,8 @@ create table durable.schedule_firings (
   backfill_id bigint,
   reason text,
   constraint schedule_firings_pkey primary key (schedule, due_at),
+  constraint schedule_firings_outcome check (
+    outcome in ('queued', 'fired', 'backfilled', 'triggered', 'skipped', 'missed', 'failed')),
   constraint schedule_firings_started_has_workflow check (
     (outcome in ('fired', 'backfilled', 'triggered')) = (workflow_id is not null)),
   constraint schedule_firings_open_has_workflow check (workflow_id is not null or not open),
@@ -105,6 +99,9 @@ create index schedule_firings_queued_idx on durable.schedule_firings (schedule, 
 create index schedule_firings_handled_idx on durable.schedule_firings (handled_at);
 
 comment on table durable.schedule_firings is 'One row for each due time of a schedule: what became of it, and why.';
+comment on column durable.schedule_firings.outcome is
+  'What became of the due time: queued (waits for an earlier workflow, or its turn in a backfill), fired, backfilled, triggered (by '
+  'hand), skipped (overlap), missed (no tick in time, or paused), failed (its workflow could not be enqueued).';
 comment on column durable.schedule_firings.due_at is
   'The time the cron line named; of one triggered by hand, that of the call.';
 comment on column durable.schedule_firings.open is 'False once its workflow is known to have ended.';

@@ -6,11 +6,6 @@
 -- So one of them comes first, and both know which. Whether a request is still open when its workflow has ended is not
 -- stored: durable.approvals looks, and a retry of the workflow opens it again.
 
-create type durable.approval_state as enum ('pending', 'decided', 'expired', 'withdrawn');
-comment on type durable.approval_state is
-  'Where an approval is: pending (somebody may decide it), decided, expired (nobody did in time), withdrawn (its workflow has '
-  'ended; a retry of the workflow makes it pending again).';
-
 create table durable.approval_requests (
   approval_id uuid not null,
   workflow_id uuid not null,

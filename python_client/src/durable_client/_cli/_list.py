@@ -77,7 +77,7 @@ def list_workflows(
     ]
     conditions += [_has_tag(tag, value) for tag, value in tags.items()]
     if statuses:
-        conditions.append(("w.status = any(%s::durable.workflow_status[])", [list(statuses)]))
+        conditions.append(("w.status = any(%s)", [list(statuses)]))
     if since is not None:
         start = "now() - make_interval(secs => %s)" if isinstance(since, float) else "%s::timestamptz"
         # An id begins with the milliseconds of its creation, and there is an index on it.
