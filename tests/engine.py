@@ -89,6 +89,40 @@ def kill_worker(conn: Connection, worker: str) -> None:
     conn.execute("update durable.workers set expires_at = now() - interval '1 second' where name = %s", [worker])
 
 
+def age(conn: Connection, by: str, workflow_ids: Sequence[UUID]) -> list[UUID]:
+    """Finished workflows as if all of it had happened earlier by so much; returns their new ids.
+
+    To move the end alone would not do: the id has the time of creation, and nothing ends before it or on an earlier day.
+    """
+    parameters = {"by": by, "ids": list(workflow_ids)}
+    time = "durable._id_time({0}) - %(by)s::interval"
+    earlier = f"(left(durable._first_id({time})::text, 13) || right({{0}}::text, 23))::uuid"
+    aged = f"select {earlier.format('id')} from unnest(%(ids)s) with ordinality as given (id, place) order by place"
+    # A finished workflow is named in many places.
+    columns = rows(
+        conn,
+        """select c.relname, a.attname, array(
+             select t.attname::text from pg_attribute t
+             where t.attrelid = c.oid and t.atttypid = 'timestamptz'::regtype and a.attname = 'workflow_id') as times
+           from pg_class c join pg_attribute a on a.attrelid = c.oid
+           where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+             and a.atttypid = 'uuid'::regtype
+           order by c.relname, a.attname = 'workflow_id'""",
+    )
+    with conn.transaction():
+        ids = [row[0] for row in conn.execute(aged.encode(), parameters)]
+        conn.execute(
+            """select durable._provision_partitions(min(day), max(day))
+               from (select (durable._id_time(id) at time zone 'UTC')::date from unnest(%s) as id) as aged (day)""",
+            [ids],
+        )
+        for table, column, times in columns:
+            changes = [f"{column} = {earlier.format(column)}", *(f"{at} = {at} - %(by)s::interval" for at in times)]
+            query = f"update durable.{table} set {', '.join(changes)} where {column} = any(%(ids)s)"
+            conn.execute(query.encode(), parameters)
+    return ids
+
+
 @contextmanager
 def refused(code: str) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
     """Expects the SQLSTATE, and, for one of durable's own, a message, a detail and a hint."""

@@ -12,6 +12,7 @@ from clusters import Database
 from engine import (
     NOBODY,
     Connection,
+    age,
     at_once,
     call,
     claim_one,
@@ -510,7 +511,7 @@ def test_approvals_go_with_the_history_of_their_workflow_and_never_while_it_live
         end(conn, how)
     call(conn, "tick")
     assert value(conn, "select count(*) from durable.approvals") == 4
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '1 day'")
+    age(conn, "1 day", [row[0] for row in rows(conn, "select workflow_id from durable.finished_workflows")])
     for _ in range(20):
         call(conn, "tick")
     assert value(conn, "select array_agg(approval_id) from durable.approvals") == [kept]

@@ -13,6 +13,7 @@ import pytest
 from clusters import Database
 from engine import (
     Connection,
+    age,
     at_once,
     call,
     claim,
@@ -26,26 +27,36 @@ from engine import (
     workflow,
 )
 
+# Of each database, the day on which its test began, which is that of all of it.
+TODAY: dict[str, date] = {}
+
 
 def day_of(conn: Connection, days_ago: int) -> date:
-    day = value(conn, "select (now() at time zone 'UTC')::date - %s", days_ago)
-    assert isinstance(day, date)
-    return day
+    today = TODAY.setdefault(conn.info.dbname, value(conn, "select (now() at time zone 'UTC')::date"))
+    return today - timedelta(days=days_ago)
+
+
+def keep(conn: Connection, days: int) -> None:
+    """Sets the retention to so many days and some hours: until eleven of a day, far from its ends and from all that ended."""
+    day = day_of(conn, days)
+    value(
+        conn, "select durable.configure('retention', (now() - durable._start_of(%s) - interval '11 hours')::text)", day
+    )
 
 
 def ended(
     conn: Connection, days_ago: int, count: int = 1, *, name: str = "w", queue: str = "default", key: str | None = None
 ) -> list[UUID]:
-    """Workflows of a past day that were completed at once, each with two steps, and with a key if one is given."""
+    """Workflows of six o'clock on a past day, completed at once, each with two steps, and with a key if one is given."""
     day = day_of(conn, days_ago)
     conn.execute("select durable._provision_partitions(%s, %s)", [day, day])
     ids = rows(
         conn,
         """insert into durable.finished_workflows (workflow_id, created_at, completed_at, attempt, failures, crashes,
              max_attempts, priority, status, name, queue, key, tags)
-           select (left(durable._first_id(d.noon)::text, 18) || right(gen_random_uuid()::text, 18))::uuid, d.noon, d.noon,
+           select (left(durable._first_id(d.at)::text, 18) || right(gen_random_uuid()::text, 18))::uuid, d.at, d.at,
              1, 0, 0, 1, 0, 'completed', %s, %s, %s || n, '{}'
-           from generate_series(1, %s) n, (select durable._start_of(%s) + interval '12 hours' as noon) d
+           from generate_series(1, %s) n, (select durable._start_of(%s) + interval '6 hours' as at) d
            returning workflow_id""",
         *(name, queue, key, count, day),
     )
@@ -73,7 +84,10 @@ def began(conn: Connection, days_ago: int, **named: Any) -> Any:
         "select (left(durable._first_id(durable._start_of(%s) + interval '6 hours')::text, 18) || right(%s, 18))::uuid",
         *(day_of(conn, days_ago), str(workflow_id)),
     )
-    conn.execute("update durable.live_workflows set workflow_id = %s where workflow_id = %s", [old, workflow_id])
+    conn.execute(
+        "update durable.live_workflows set workflow_id = %s, created_at = durable._id_time(%s) where workflow_id = %s",
+        [old, old, workflow_id],
+    )
     conn.execute("update durable.workflow_keys set workflow_id = %s where workflow_id = %s", [old, workflow_id])
     return claim_one(conn, queues=[queue])
 
@@ -354,9 +368,7 @@ def test_less_than_a_day_is_kept_by_the_hour(db: Database) -> None:
     one, two, three = (enqueue(conn) for _ in range(3))
     for claimed in claim(conn, max_workflows=2):
         call(conn, "complete", claimed.workflow_id, claimed.lease)
-    conn.execute(
-        "update durable.finished_workflows set completed_at = now() - interval '2 hours' where workflow_id = %s", [one]
-    )
+    age(conn, "2 hours", [one])
     tick_until(conn, lambda: stored(conn) == {two, three})
     tick_often(conn)
     assert stored(conn) == {two, three}
@@ -366,9 +378,10 @@ def test_less_than_a_day_is_kept_by_the_hour(db: Database) -> None:
 @pytest.mark.parametrize("timezone", ["Etc/GMT+12", "UTC", "Pacific/Kiritimati"])
 def test_a_day_ends_in_utc_wherever_the_session_is(db: Database, timezone: str) -> None:
     conn = db.connect()
-    # Noon of the day that ended less than 30 days ago, and of the one before.
+    # Of the day that has not ended for as long as that, and of the one before. In the west that one has not, either, and in
+    # the east both have.
+    keep(conn, 30)
     young, old = ended(conn, 30), ended(conn, 31)
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '30 days 1 second'")
     conn.execute("select set_config('timezone', %s, false)", [timezone])
     tick_until(conn, lambda: is_gone(conn, 31))
     tick_often(conn)
@@ -379,8 +392,9 @@ def test_a_day_ends_in_utc_wherever_the_session_is(db: Database, timezone: str) 
 def test_partitions_of_today_and_later_are_never_dropped(db: Database) -> None:
     conn = db.connect()
     call(conn, "configure", "retention", "0")
-    tick_often(conn)
-    today = day_of(conn, 0)
+    with conn.transaction():
+        tick_often(conn)
+        today = day_of(conn, 0)
     assert days(conn) >= {today, today + timedelta(days=1), today + timedelta(days=2)}
     assert days(conn) == days(conn, "checkpoints")
 
@@ -419,6 +433,7 @@ def test_a_reader_who_comes_just_before_the_lock_stops_the_drop_and_not_the_tick
 
 def test_what_is_in_use_all_the_time_is_deleted_row_by_row_a_day_later(db: Database) -> None:
     conn, reader = db.connect(), db.connect(autocommit=False)
+    keep(conn, 30)
     young, old = ended(conn, 31, 4), ended(conn, 33, 4)
     reader.execute("select count(*) from durable.workflows")
     tick_until(conn, lambda: not stored(conn) & set(old))
@@ -442,7 +457,7 @@ def test_a_day_is_not_dropped_in_a_transaction_whose_snapshot_is_old(db: Databas
     claimed = began(conn, 40)
     call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
     call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    conn.execute("update durable.finished_workflows set completed_at = created_at")
     tick(conn)
     ticker.execute("set transaction isolation level repeatable read")
     ticker.execute("select 1")
@@ -458,7 +473,7 @@ def test_a_retry_and_the_drop_of_its_day_do_not_both_happen(db: Database) -> Non
     claimed = began(conn, 40)
     call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
     call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    conn.execute("update durable.finished_workflows set completed_at = created_at")
     dropping = db.connect(autocommit=False)
     # The drop first: the retry waits, and finds nothing.
     assert tick(dropping)["dropped"] == 0
@@ -482,7 +497,7 @@ def test_a_retried_workflow_keeps_its_steps_and_its_day(db: Database) -> None:
     claimed = began(conn, 40)
     call(conn, "checkpoint", claimed.workflow_id, claimed.lease, "mine", {})
     call(conn, "fail", claimed.workflow_id, claimed.lease, {"message": "no"})
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '40 days'")
+    conn.execute("update durable.finished_workflows set completed_at = created_at")
     call(retrier, "retry", claimed.workflow_id)
     tick_often(conn)
     retrier.commit()
@@ -497,8 +512,11 @@ def test_work_goes_on_without_errors_and_deadlocks_while_days_are_dropped(db: Da
         ended(conn, days_ago, 50, key=f"{days_ago} ")
     call(conn, "retain", "1 hour", workflow="short")
     pinned = [began(conn, days_ago) for days_ago in (60, 61)]
-    past = "update durable.finished_workflows set completed_at = now() - interval '2 hours' where name = 'short'"
     over = threading.Event()
+
+    def expire_short(one: Connection) -> None:
+        short = rows(one, "select workflow_id from durable.finished_workflows where name = 'short'")
+        age(one, "2 hours", [row[0] for row in short])
 
     def work(number: int) -> int:
         one, queue, count = db.connect(), f"queue {number}", 0
@@ -522,7 +540,7 @@ def test_work_goes_on_without_errors_and_deadlocks_while_days_are_dropped(db: Da
             assert done == []
             with one.transaction():
                 done = call(one, "complete_many", ids[half:], leases[half:], [{}] * (len(ids) - half))
-                call(one, "history", ids[0])
+                call(one, "history", ids[-1])
             assert {row.outcome for row in done} == {"ok"}
             count += len(ids)
         return count
@@ -531,7 +549,7 @@ def test_work_goes_on_without_errors_and_deadlocks_while_days_are_dropped(db: Da
         try:
             ticker = db.connect()
             tick_until(ticker, lambda: all(is_gone(ticker, days_ago) for days_ago in range(31, 36)))
-            ticker.execute(past.encode())
+            expire_short(ticker)
             tick_until(
                 ticker,
                 lambda: (
@@ -549,7 +567,7 @@ def test_work_goes_on_without_errors_and_deadlocks_while_days_are_dropped(db: Da
 
     *counts, _ = at_once(*(lambda n=n: work(n) for n in range(4)), expire)
     assert all(counts)
-    conn.execute(past.encode())
+    expire_short(conn)
     tick_until(conn, lambda: rows(conn, "select from durable.workflows where name = 'short'") == [])
     kept = counts[0] + counts[2]
     assert value(conn, "select count(*) from durable.workflows where name = 'w' and status = 'completed'") == kept

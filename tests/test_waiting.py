@@ -11,6 +11,7 @@ from clusters import Database
 from engine import (
     NOBODY,
     Connection,
+    age,
     at_once,
     call,
     claim,
@@ -225,10 +226,10 @@ def test_a_failed_workflow_keeps_its_mail_for_a_retry(db: Database) -> None:
     held = start(conn)
     send(conn, held, "kept")
     call(conn, "fail", held.workflow_id, held.lease, {"message": "no"})
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '1 day'")
+    (aged,) = age(conn, "1 day", [held.workflow_id])
     call(conn, "tick")
     call(conn, "tick")
-    call(conn, "retry", held.workflow_id)
+    call(conn, "retry", aged)
     assert wait(conn, claim_one(conn), "s", MESSAGE) == message("kept")
 
 
@@ -246,7 +247,7 @@ def test_the_mail_of_a_completed_workflow_goes_after_a_while(db: Database) -> No
         conn.execute("update durable.wake_marks set sweep_at = now()")
         call(conn, "tick", 8)
     assert value(conn, "select count(*) from durable.messages") == 12
-    conn.execute("update durable.finished_workflows set completed_at = now() - interval '1 day'")
+    age(conn, "1 day", [held.workflow_id for held in ended])
     conn.execute("update durable.wake_marks set sweep_at = now(), swept_id = null")
     for _ in range(7):
         call(conn, "tick", 8)
