@@ -1,7 +1,6 @@
 """Schedules: what becomes of each due time.
 
-Most of them are due on each first of January, and time is moved by moving the schedule: ``rewind`` lets the last few years be due
-at once.
+Most of them are due once a year, and time is moved by moving the schedule: ``rewind`` lets the last few years be due at once.
 """
 
 from __future__ import annotations
@@ -19,21 +18,26 @@ from clusters import Cluster, Database
 from engine import Connection, at_once, call, claim, claim_one, refused, rows, value, wait_until_blocked, workflow
 
 UTC = timezone.utc
-THIS_YEAR = datetime.now(UTC).year
+NOW = datetime.now(UTC)
+# Half a year from now, so that none falls due while the tests run.
+MONTH = (NOW.month + 5) % 12 + 1
+YEARLY = f"0 0 1 {MONTH} *"
 
 
-def schedule(conn: Connection, name: str = "s", cron: str = "@yearly", workflow: str = "w", **named: Any) -> datetime:
+def due(years: int) -> datetime:
+    """When a yearly schedule was due last, or so many years after that, or before it."""
+    return datetime(NOW.year - (NOW.month < MONTH) + years, MONTH, 1, tzinfo=UTC)
+
+
+def schedule(conn: Connection, name: str = "s", cron: str = YEARLY, workflow: str = "w", **named: Any) -> datetime:
     ((next_at,),) = call(conn, "schedule", name, cron, workflow, **named)
     assert next_at is None or isinstance(next_at, datetime)
     return next_at
 
 
 def rewind(conn: Connection, years: int, name: str = "s") -> None:
-    """Lets the given number of years be due, up to this one."""
-    conn.execute(
-        "update durable.schedules set next_at = make_timestamptz(%s, 1, 1, 0, 0, 0, 'UTC') where name = %s",
-        [THIS_YEAR - years + 1, name],
-    )
+    """Lets the given number of years be due, up to the last one."""
+    conn.execute("update durable.schedules set next_at = %s where name = %s", [due(1 - years), name])
 
 
 def tick(conn: Connection) -> Any:
@@ -47,8 +51,8 @@ def firings(conn: Connection, name: str = "s") -> list[Any]:
 
 
 def outcomes(conn: Connection, name: str = "s") -> list[tuple[int, str]]:
-    """Years before this one, and what became of them."""
-    return [(f.due_at.astimezone(UTC).year - THIS_YEAR, f.outcome) for f in firings(conn, name)]
+    """Years before the last one, and what became of them."""
+    return [(f.due_at.astimezone(UTC).year - due(0).year, f.outcome) for f in firings(conn, name)]
 
 
 def state(conn: Connection, name: str = "s") -> Any:
@@ -188,9 +192,7 @@ def test_31_cancel_ends_the_workflow_before(conn: Connection) -> None:
     tick(conn)
     (first,) = run_ids(conn)
     claim_one(conn)
-    conn.execute(
-        "update durable.schedules set ends_at = null, next_at = make_timestamptz(%s, 1, 1, 0, 0, 0, 'UTC')", [THIS_YEAR]
-    )
+    conn.execute("update durable.schedules set ends_at = null, next_at = %s", [due(0)])
     tick(conn)
     assert outcomes(conn) == [(-1, "fired"), (0, "fired")]
     row = workflow(conn, first)
@@ -258,7 +260,7 @@ def test_31_catchup_does_as_its_name_says(conn: Connection, catchup: str, mode: 
 
 def test_31_catchup_reaches_back_as_far_as_its_window(conn: Connection) -> None:
     call(conn, "configure", "schedule_grace", "0")
-    days = (datetime.now(UTC) - datetime(THIS_YEAR - 1, 1, 1, tzinfo=UTC)).days
+    days = (datetime.now(UTC) - due(-1)).days
     schedule(conn, overlap="allow", catchup=f"{days + 10} days")
     rewind(conn, 4)
     tick(conn)
@@ -291,7 +293,7 @@ def test_31_what_falls_due_during_a_pause_is_missed_and_says_so(conn: Connection
     tick(conn)
     assert [(f.outcome, f.reason) for f in firings(conn)] == [("missed", "the schedule was paused")] * 2
     next_at = value(conn, "select durable.resume_schedule('s')")
-    assert next_at.astimezone(UTC) == datetime(THIS_YEAR + 1, 1, 1, tzinfo=UTC)
+    assert next_at == due(1)
     tick(conn)
     assert len(firings(conn)) == 2
     assert value(conn, "select count(*) from durable.workflows") == 0
@@ -347,12 +349,10 @@ def test_a_workflow_that_is_tried_again_or_cancelled_does_not_pause_it(conn: Con
 
 
 def test_it_fires_from_its_start_to_its_end(conn: Connection) -> None:
-    first = datetime(THIS_YEAR + 5, 1, 1, tzinfo=UTC)
+    first = due(5)
     assert schedule(conn, starts_at=first, ends_at=first + timedelta(days=800)) == first
-    assert [due.astimezone(UTC).year - THIS_YEAR for (due,) in call(conn, "next_firings", "s")] == [5, 6, 7]
-    conn.execute(
-        "update durable.schedules set starts_at = null, ends_at = make_timestamptz(%s, 6, 1, 0, 0, 0)", [THIS_YEAR - 1]
-    )
+    assert [at for (at,) in call(conn, "next_firings", "s")] == [due(5), due(6), due(7)]
+    conn.execute("update durable.schedules set starts_at = null, ends_at = %s", [due(-1) + timedelta(days=151)])
     rewind(conn, 3)
     tick(conn)
     assert outcomes(conn) == [(-2, "fired"), (-1, "skipped")]
@@ -360,9 +360,9 @@ def test_it_fires_from_its_start_to_its_end(conn: Connection) -> None:
 
 
 def test_intervals_are_counted_from_the_start(conn: Connection) -> None:
-    starts_at = datetime(THIS_YEAR + 1, 5, 17, 11, 22, 33, tzinfo=UTC)
+    starts_at = due(1) + timedelta(days=16, hours=11, minutes=22, seconds=33)
     assert schedule(conn, cron="1 week", starts_at=starts_at) == starts_at
-    assert [due for (due,) in call(conn, "next_firings", "s", 3)] == [starts_at + timedelta(weeks=n) for n in range(3)]
+    assert [at for (at,) in call(conn, "next_firings", "s", 3)] == [starts_at + timedelta(weeks=n) for n in range(3)]
 
 
 def test_it_fires_as_often_as_it_may(conn: Connection) -> None:
@@ -378,7 +378,7 @@ def test_it_fires_as_often_as_it_may(conn: Connection) -> None:
 
 
 def test_jitter_puts_off_each_start_by_a_part_of_it_and_by_the_same_when_asked_again(conn: Connection) -> None:
-    due_at = datetime(THIS_YEAR + 1, 1, 1, tzinfo=UTC)
+    due_at = due(1)
     waits = [value(conn, "select durable._jitter('1 hour', %s, %s)", f"s{n}", due_at) for n in range(50)]
     assert all(timedelta() <= wait < timedelta(hours=1) for wait in waits)
     assert len(set(waits)) == 50
@@ -406,9 +406,9 @@ def test_what_a_workflow_is_given(conn: Connection) -> None:
         for name in ("plain", "filled", "listed")
         for f in firings(conn, name)
     }
-    due = f"{THIS_YEAR}-01-01T00:00:00.000000Z"
-    assert inputs["plain"] == {"schedule": "plain", "due_at": due}
-    assert inputs["filled"] == {"region": "eu", "day": due, "by": "filled", "text": "at {due_at}", "n": 1}
+    due_at = f"{due(0):%Y-%m-%d}T00:00:00.000000Z"
+    assert inputs["plain"] == {"schedule": "plain", "due_at": due_at}
+    assert inputs["filled"] == {"region": "eu", "day": due_at, "by": "filled", "text": "at {due_at}", "n": 1}
     assert inputs["listed"] == [1]
     row = workflow(conn, firings(conn, "plain")[0].workflow_id)
     assert (row.queue, row.priority, row.max_attempts, row.timeout, row.tags) == (
@@ -484,14 +484,10 @@ def test_triggering_starts_a_workflow_whatever_the_state_of_the_schedule(conn: C
     assert state(conn).firings == 0
 
 
-def since(years: int) -> datetime:
-    return datetime(THIS_YEAR - years, 1, 1, tzinfo=UTC)
-
-
 def test_a_backfill_says_first_what_it_would_do(conn: Connection) -> None:
     schedule(conn)
-    planned = call(conn, "backfill_schedule", "s", since(3), since(0))
-    assert [(row.due_at, row.outcome, row.action) for row in planned] == [(since(n), None, "run") for n in (3, 2, 1, 0)]
+    planned = call(conn, "backfill_schedule", "s", due(-3), due(0))
+    assert [(row.due_at, row.outcome, row.action) for row in planned] == [(due(-n), None, "run") for n in (3, 2, 1, 0)]
     assert firings(conn) == []
     tick(conn)
     assert firings(conn) == []
@@ -501,7 +497,7 @@ def test_a_backfill_runs_so_many_at_once_in_order_and_apart_from_overlap_and_pau
     schedule(conn)
     call(conn, "trigger_schedule", "s")
     call(conn, "pause_schedule", "s")
-    call(conn, "backfill_schedule", "s", since(4), since(0), dry_run=False, max_parallel=2)
+    call(conn, "backfill_schedule", "s", due(-4), due(0), dry_run=False, max_parallel=2)
     assert tick(conn)["backfilled"] == 2
     assert tick(conn)["backfilled"] == 0
     assert outcomes(conn)[:3] == [(-4, "backfilled"), (-3, "backfilled"), (-2, "queued")]
@@ -520,17 +516,17 @@ def test_a_backfill_runs_what_was_missed_and_again_only_what_it_is_told_to(conn:
     rewind(conn, 2)
     tick(conn)
     assert outcomes(conn) == [(-1, "fired"), (0, "skipped")]
-    plan = [row.action for row in call(conn, "backfill_schedule", "s", since(2), since(0))]
+    plan = [row.action for row in call(conn, "backfill_schedule", "s", due(-2), due(0))]
     assert plan == ["run", "skip: it still runs", "run"]
     (first,) = run_all(conn)
-    plan = [row.action for row in call(conn, "backfill_schedule", "s", since(2), since(0))]
+    plan = [row.action for row in call(conn, "backfill_schedule", "s", due(-2), due(0))]
     assert plan == ["run", "skip: it ran already", "run"]
     plan = [
         row.action
-        for row in call(conn, "backfill_schedule", "s", since(2), since(0), dry_run=False, redo=True, max_parallel=9)
+        for row in call(conn, "backfill_schedule", "s", due(-2), due(0), dry_run=False, redo=True, max_parallel=9)
     ]
     assert plan == ["run", "run again", "run"]
-    plan = [row.action for row in call(conn, "backfill_schedule", "s", since(2), since(0))]
+    plan = [row.action for row in call(conn, "backfill_schedule", "s", due(-2), due(0))]
     assert plan == ["skip: it waits to be started"] * 3
     tick(conn)
     again = firings(conn)[1]
@@ -565,8 +561,8 @@ def test_a_firing_whose_workflow_cannot_be_enqueued_is_recorded_and_the_schedule
     assert [(f.outcome, "WF006" in f.reason) for f in firings(conn, "large")] == [("failed", True)]
     tick(conn)
     assert outcomes(conn, "large") == [(-1, "failed"), (0, "failed")]
-    assert state(conn, "large").next_at.astimezone(UTC).year == THIS_YEAR + 1
-    call(conn, "backfill_schedule", "large", since(3), since(0), dry_run=False)
+    assert state(conn, "large").next_at == due(1)
+    call(conn, "backfill_schedule", "large", due(-3), due(0), dry_run=False)
     for _ in range(5):
         assert tick(conn)["backfilled"] == 0
     assert {outcome for _, outcome in outcomes(conn, "large")} == {"failed"}
@@ -603,7 +599,7 @@ def test_a_tick_does_a_limited_amount_and_says_that_there_is_more(conn: Connecti
 def test_the_tick_says_when_the_next_one_is_due(conn: Connection) -> None:
     assert tick(conn)["next_in_ms"] is None
     schedule(conn)
-    # The next New Year is not within ten seconds.
+    # The next due time is not within ten seconds.
     assert tick(conn)["next_in_ms"] is None
     schedule(conn, "soon", cron="1 second")
     assert tick(conn)["next_in_ms"] <= 1000
@@ -620,7 +616,7 @@ def test_firings_are_forgotten_after_their_time(conn: Connection) -> None:
 
 def test_backfills_are_forgotten_with_their_firings(conn: Connection) -> None:
     schedule(conn)
-    call(conn, "backfill_schedule", "s", since(2), since(1), dry_run=False, max_parallel=2)
+    call(conn, "backfill_schedule", "s", due(-2), due(-1), dry_run=False, max_parallel=2)
     tick(conn)
     run_all(conn)
     tick(conn)

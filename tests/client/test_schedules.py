@@ -25,9 +25,12 @@ from engine import rows, value
 pytestmark = pytest.mark.pg(15, 18)
 
 UTC = timezone.utc
-THIS_YEAR = datetime.now(UTC).year
+NOW = datetime.now(UTC)
+# Half a year and some hours from now, so that nothing falls due while the tests run.
+MONTH = (NOW.month + 5) % 12 + 1
+HOUR = 2 if 6 <= NOW.hour < 18 else 14
 DURABLE = str(Path(sys.executable).with_name("durable"))
-SHOP = """
+SHOP = f"""
 from datetime import timedelta
 from durable_client import AsyncContext, Context, Durable, Firing
 
@@ -35,21 +38,21 @@ app = Durable()
 
 
 @app.schedule("1 second", name="often", overlap="allow")
-@app.schedule("0 2 * * *", name="nightly", timezone="Europe/Berlin", catchup="6 hours", catchup_mode="last", jitter="5m")
+@app.schedule("0 {HOUR} * * *", name="nightly", timezone="Europe/Berlin", catchup="6 hours", catchup_mode="last", jitter="5m")
 @app.workflow(queue="reports", max_attempts=3, timeout="1h", priority=2)
 def report(ctx: Context, firing: Firing) -> str:
     assert firing.due_at.utcoffset() == timedelta(0)
-    return f"{firing.schedule} {firing.due_at:%S}"
+    return f"{{firing.schedule}} {{firing.due_at:%S}}"
 
 
-@app.schedule("@hourly", input={"region": "eu", "hour": "{due_at}"}, tags={"team": "a"}, pause_on_failure=True)
+@app.schedule("@hourly", input={{"region": "eu", "hour": "{{due_at}}"}}, tags={{"team": "a"}}, pause_on_failure=True)
 @app.workflow
 async def collect(ctx: AsyncContext, what: dict[str, str]) -> None: ...
 """
 
 
 def declared(app: Durable) -> None:
-    @app.schedule("@yearly")
+    @app.schedule(f"0 0 1 {MONTH} *")
     @app.workflow
     def yearly(ctx: Context, firing: Firing) -> None: ...
 
@@ -77,7 +80,7 @@ def test_a_deploy_applies_what_is_declared_as_often_as_it_likes(
     assert rows(conn, "select name, cron, changed_at from durable.schedules order by name") == before
     (nightly,) = rows(conn, "select * from durable.schedules where name = 'nightly'")
     assert (nightly.cron, nightly.timezone, nightly.workflow, nightly.queue) == (
-        "0 2 * * *", "Europe/Berlin", "report", "reports",
+        f"0 {HOUR} * * *", "Europe/Berlin", "report", "reports",
     )  # fmt: skip
     assert (nightly.catchup, nightly.catchup_mode, nightly.jitter) == (timedelta(hours=6), "last", timedelta(minutes=5))
     assert (nightly.max_attempts, nightly.timeout, nightly.priority) == (3, timedelta(hours=1), 2)
@@ -136,7 +139,7 @@ def test_schedules_are_steered_from_the_command_line(
     span = ["--from", "2020-02-01T00:00Z", "--until", "2020-02-02T23:00Z"]
     plan = read("backfill", "nightly", *span)
     assert [(step["due_at"], step["action"]) for step in plan] == [
-        ("2020-02-01T01:00:00+00:00", "run"), ("2020-02-02T01:00:00+00:00", "run"),
+        (f"2020-02-01T{HOUR - 1:02}:00:00+00:00", "run"), (f"2020-02-02T{HOUR - 1:02}:00:00+00:00", "run"),
     ]  # fmt: skip
     assert value(conn, "select count(*) from durable.schedule_firings") == 1
     assert len(read("backfill", "nightly", *span, "--run", "--max-parallel", "2")) == 2
@@ -146,7 +149,7 @@ def test_schedules_are_steered_from_the_command_line(
     assert "nightly" in table
     assert "active" in table
     page = durable("schedule", "show", "nightly").stdout
-    assert "0 2 * * *  (Europe/Berlin)" in page
+    assert f"0 {HOUR} * * *  (Europe/Berlin)" in page
     assert "its turn in the backfill has not come" in page
     assert "it waits to be started" in durable("schedule", "backfill", "nightly", *span, "--redo").stdout
     assert read("remove", "nightly") == {"schedule": "nightly", "removed": True}
@@ -159,13 +162,12 @@ def test_schedules_are_steered_from_the_command_line(
 def test_both_faces_of_the_client_steer_schedules(app: Durable, db: Database) -> None:
     conn = db.connect()
     declared(app)
-    next_year = datetime(THIS_YEAR + 1, 1, 1, tzinfo=UTC)
+    begin, end, next_year = (datetime(NOW.year - (NOW.month < MONTH) + n, MONTH, 1, tzinfo=UTC) for n in (-1, 0, 1))
     assert app.apply_schedules() == {"yearly": next_year}
     assert app.client.pause_schedule("yearly", "why not")
     assert app.client.resume_schedule("yearly") == next_year
     assert app.client.next_firings("yearly", 1) == [next_year]
     assert app.client.trigger_schedule("yearly").status() == "pending"
-    begin, end = datetime(THIS_YEAR - 1, 1, 1, tzinfo=UTC), datetime(THIS_YEAR, 1, 1, tzinfo=UTC)
     steps = app.client.backfill_schedule("yearly", begin, end)
     assert [step.action for step in steps] == ["run", "run"]
     assert isinstance(steps[0], BackfillStep)
