@@ -28,12 +28,13 @@ $(PLAIN): sql/plain_header.sql $(PARTS) durable.control
 	mkdir -p build
 	cat sql/plain_header.sql $(PARTS) | sed 's/@VERSION@/$(EXTVERSION)/; s/@BUILD@/$(DIGEST)/' > $@
 
-# `make test` works on a fresh machine: tests/prepare installs what is missing. Options: make test PYTEST="--pg 15 -k claim"
+# `make test` works on a fresh machine: tests/prepare installs what is missing. Options: make test PYTEST="--pg 15 -k claim",
+# and AT="2028-02-29 00:20" for another time, in UTC, than now.
 # Two at a time, each with servers of its own, for much of the time a test waits for a process, a poll or a lease.
 .PHONY: test
 test:
 	@tests/prepare
-	@.venv/bin/python -m pytest tests -n 2 --dist worksteal $(PYTEST)
+	@$(if $(AT),tests/at "$(AT)") .venv/bin/python -m pytest tests -n 2 --dist worksteal $(PYTEST)
 
 # Measures durable beside its peers, see benchmarks/README.md. Options: make bench BENCH="--systems durable"
 .PHONY: bench bench-quick

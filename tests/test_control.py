@@ -12,6 +12,7 @@ from clusters import Database
 from engine import (
     NOBODY,
     Connection,
+    age,
     at_once,
     call,
     claim,
@@ -588,7 +589,9 @@ def test_published_state_goes_with_its_workflow(db: Database) -> None:
     for held in (gone, kept):
         call(conn, "publish", *held, "k", {})
     call(conn, "complete", *gone, {})
-    call(conn, "configure", "retention", "0")
+    age(conn, "1 day", [gone[0]])
+    # More than none, for then the tick would drop a yesterday of which there is nothing.
+    call(conn, "configure", "retention", "23 hours")
     assert value(conn, "select durable.tick()")["expired"] == 1
     assert rows(conn, "select workflow_id from durable.workflow_state") == [(kept[0],)]
 

@@ -58,7 +58,11 @@ def fill(conn: Connection, size: int) -> None:
     conn.execute("select durable.emit('fill ' || n) from generate_series(1, %s) n", [size // 4])
     conn.execute("drop table held")
     # Schedules that are not due for long, with the outcomes of their past.
-    conn.execute("select durable.schedule('fill ' || n, '0 0 1 1 *', 'w') from generate_series(1, %s) n", [size // 10])
+    conn.execute(
+        """select durable.schedule('fill ' || n, '0 0 1 ' || extract(month from now() + interval '6 months') || ' *', 'w')
+           from generate_series(1, %s) n""",
+        [size // 10],
+    )
     conn.execute(
         """insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id, reason)
            select 'fill ' || n, now() - interval '1 day' * m, case when m = 1 then 'fired' else 'missed' end,
