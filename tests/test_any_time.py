@@ -18,6 +18,7 @@ from engine import value
 # Set by tests/at.
 AT = os.environ.get("DURABLE_AT")
 SELECTION = (
+    "test_clock.py",
     "test_retention.py",
     "test_approvals.py",
     "test_partitions.py",
