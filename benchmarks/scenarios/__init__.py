@@ -21,6 +21,7 @@ from benchmarks.scenarios import (
     sql_queue,
     ten_steps,
     waiting,
+    years,
 )
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -35,6 +36,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     sleepers.SCENARIO,
     half_load.SCENARIO,
     large_history.SCENARIO,
+    years.SCENARIO,
     retention.SCENARIO,
     enqueue.SCENARIO,
     idle_latency.SCENARIO,
