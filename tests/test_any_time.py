@@ -18,13 +18,15 @@ from engine import value
 # Set by tests/at.
 AT = os.environ.get("DURABLE_AT")
 SELECTION = (
-    "test_clock.py",
+    # First, where midnight comes.
     "test_retention.py",
-    "test_approvals.py",
     "test_partitions.py",
     "test_schedules.py",
-    "test_waiting.py",
-    "client/test_schedules.py",
+    "test_clock.py",
+    "test_approvals.py::test_approvals_go_with_the_history_of_their_workflow_and_never_while_it_lives",
+    "test_control.py::test_published_state_goes_with_its_workflow",
+    "test_waiting.py::test_the_mail_of_a_completed_workflow_goes_after_a_while",
+    "client/test_schedules.py::test_both_faces_of_the_client_steer_schedules",
 )
 
 if AT is None:
