@@ -133,7 +133,9 @@ def test_22_sigterm_ends_a_worker_while_postgres_is_away(
 ) -> None:
     worker = own_processes.start()
     with own_db.connect() as conn:
-        wait_until(conn, "select count(*) = 1 from durable.workers where session_lock")
+        # It has claimed, so all its connections are there. One that is still to be made waits for a server without a word of
+        # having lost it.
+        wait_until(conn, "select count(*) > 0 from durable.idle_workers")
     own_cluster.stop()
     give_up = time.monotonic() + GIVE_UP
     while "its session is lost" not in worker.log() or "cannot be reached" not in worker.log():
