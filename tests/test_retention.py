@@ -593,3 +593,78 @@ def test_an_impossible_rule_is_refused(db: Database, keep: str, named: dict[str,
     with refused("WF005"):
         call(conn, "retain", keep, **named)
     assert rows(conn, "select * from durable.retention_rules") == []
+
+
+@pytest.mark.parametrize(
+    "detached", [["finished_workflows"], ["checkpoints"], ["finished_workflows", "checkpoints"]], ids="-".join
+)
+def test_a_day_that_somebody_detached_is_neither_dropped_nor_forgotten(db: Database, detached: list[str]) -> None:
+    conn = db.connect()
+    kept = ended(conn, 50, 3, key="kept ")
+    ended(conn, 60, 3)
+    tables = [f"durable.{parent}{day_of(conn, 50):_%Y%m%d}" for parent in ("finished_workflows", "checkpoints")]
+    for parent in detached:
+        conn.execute(
+            f"alter table durable.{parent} detach partition durable.{parent}{day_of(conn, 50):_%Y%m%d}".encode()
+        )
+    tick_until(conn, lambda: is_gone(conn, 60))
+    if detached == ["checkpoints"]:
+        # The workflows are past their time, and their day is dropped; what somebody took out of it is his.
+        tick_until(conn, lambda: day_of(conn, 50) not in days(conn))
+        assert value(conn, f"select count(*) from {tables[1]}") == 6
+        return
+    tick_often(conn)
+    assert [value(conn, f"select count(*) from {table}") for table in tables] == [3, 6]
+    assert value(conn, "select count(*) from durable.workflow_keys where workflow_id = any(%s)", kept) == 3
+
+
+def test_a_day_that_is_about_to_be_detached_is_not_dropped(db: Database) -> None:
+    conn, reader = db.connect(), db.connect(autocommit=False)
+    kept = ended(conn, 50, 3)
+    call(conn, "retain", "1 year", workflow="w")
+    reader.execute("select count(*) from durable.finished_workflows")
+    # It waits for the reader, and is stopped between its two transactions.
+    conn.execute("set statement_timeout = '300ms'")
+    with refused("57014"):
+        conn.execute(
+            f"alter table durable.finished_workflows detach partition durable.finished_workflows{day_of(conn, 50):_%Y%m%d} concurrently".encode()
+        )
+    conn.execute("reset statement_timeout")
+    reader.rollback()
+    assert value(conn, "select count(*) from pg_inherits where inhdetachpending") == 1
+    tick_often(conn)
+    conn.execute(
+        f"alter table durable.finished_workflows detach partition durable.finished_workflows{day_of(conn, 50):_%Y%m%d} finalize".encode()
+    )
+    assert value(conn, f"select count(*) from durable.finished_workflows{day_of(conn, 50):_%Y%m%d}") == 3
+    assert value(conn, "select count(*) from durable.checkpoints where workflow_id = any(%s)", kept) == 6
+
+
+def test_a_day_that_somebody_dropped_leaves_nothing_of_its_workflows(db: Database) -> None:
+    conn = db.connect()
+    ended(conn, 50, 30, key="gone ")
+    kept = ended(conn, 3, 30, key="kept ")
+    day = f"{day_of(conn, 50):_%Y%m%d}"
+    conn.execute(f"drop table durable.finished_workflows{day}, durable.checkpoints{day}".encode())
+    tick_until(conn, lambda: value(conn, "select count(*) from durable.workflow_keys") == 30)
+    assert stored(conn) == set(kept)
+
+
+def test_all_that_has_the_id_of_a_workflow_goes_with_it_or_is_known_to_stay(db: Database) -> None:
+    conn = db.connect()
+    # Unfinished or waiting, or partitioned by day; a firing stays listed as long as its own setting says.
+    others = {"live_workflows", "finished_workflows", "checkpoints", "waits", "late_wakes", "schedule_firings"}
+    tables = {
+        row[0]
+        for row in rows(
+            conn,
+            """select c.relname::text from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'workflow_id'
+               where c.relnamespace = 'durable'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+                 and c.relname !~ '_shape$'""",
+        )
+    }
+    for function in ("_belongings", "_forget"):
+        source = value(
+            conn, "select prosrc from pg_proc where proname = %s and pronamespace = 'durable'::regnamespace", function
+        )
+        assert {table for table in tables if f"durable.{table} " in source} == tables - others

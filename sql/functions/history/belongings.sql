@@ -55,7 +55,8 @@ begin
 end
 $$;
 
--- Finds days that somebody dropped by hand: looks at one workflow, of which something is stored here and whose day is past.
+-- Finds days that somebody dropped by hand: looks at one workflow, of which something is stored here and whose day is past. A day
+-- that was detached may be attached again, so everything stays for as long as it has its name.
 create function durable._find_dropped_day()
 returns void language plpgsql as $$
 declare
@@ -73,7 +74,8 @@ begin
       select b from durable._belongings(
         durable._first_id(v_first + random() * (v_until - v_first)), durable._first_id(v_until), 1) as b limit 1), v_id);
   end if;
-  if durable._partition('finished_workflows', durable._day_of(v_id)) is null and cardinality(durable._stored(array[v_id])) = 0 then
+  if to_regclass('durable.finished_workflows' || to_char(durable._day_of(v_id), '_YYYYMMDD')) is null
+    and cardinality(durable._stored(array[v_id])) = 0 then
     insert into durable.dropped_days (day) values (durable._day_of(v_id)) on conflict do nothing;
   end if;
 end

@@ -27,7 +27,7 @@ begin
 end
 $$;
 
--- The partition of a day; null when there is none. One that somebody has detached, to keep it elsewhere, is none.
+-- The partition of a day; null when there is none. One that somebody has detached, or is about to, is none.
 create function durable._partition(parent text, day date)
 returns regclass language plpgsql stable as $$
 declare
@@ -35,7 +35,7 @@ declare
 begin
   return (
     select i.inhrelid::regclass from pg_inherits i
-    where i.inhrelid = v_partition and i.inhparent = ('durable.' || parent)::regclass);
+    where i.inhrelid = v_partition and i.inhparent = ('durable.' || parent)::regclass and not i.inhdetachpending);
 end
 $$;
 
@@ -51,7 +51,8 @@ begin
       where c.relname > (parent || case when isfinite(after) then to_char(after, '_YYYYMMDD~') else '_' end)::name
         and c.relname < (parent || '_:')::name
         and c.relnamespace = 'durable'::regnamespace and c.relname ~ '_[0-9]{8}$' and exists (
-          select from pg_inherits i where i.inhrelid = c.oid and i.inhparent = ('durable.' || parent)::regclass)
+          select from pg_inherits i
+          where i.inhrelid = c.oid and i.inhparent = ('durable.' || parent)::regclass and not i.inhdetachpending)
       order by c.relname limit 1) c);
 end
 $$;
