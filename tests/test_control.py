@@ -590,8 +590,8 @@ def test_published_state_goes_with_its_workflow(db: Database) -> None:
         call(conn, "publish", *held, "k", {})
     call(conn, "complete", *gone, {})
     age(conn, "1 day", [gone[0]])
-    # More than none, for then the tick would drop a yesterday of which there is nothing.
-    call(conn, "configure", "retention", "23 hours")
+    # By a rule, for a setting of less than a day would let the tick drop a day, and do nothing else, late in the evening.
+    call(conn, "retain", "23 hours", workflow="w")
     assert value(conn, "select durable.tick()")["expired"] == 1
     assert rows(conn, "select workflow_id from durable.workflow_state") == [(kept[0],)]
 
