@@ -112,12 +112,14 @@ begin
           order by r.ready_seq
           limit v_left for update skip locked))
         returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline
-      ), replayed as (
+      ), replayed as materialized (
         select s.* from durable._steps(array(select c.workflow_id from claimed c where c.replay)) s
       )
-      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt, case when c.replay then coalesce(r.steps, '[]') end,
+      -- Not a join: without a replay, which is the usual case, nothing of it is begun.
+      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
+        case when c.replay then coalesce((select r.steps from replayed r where r.workflow_id = c.workflow_id), '[]') end,
         c.created_at, v_now, c.deadline
-      from claimed c left join replayed r on r.workflow_id = c.workflow_id order by c.lease;
+      from claimed c order by c.lease;
       get diagnostics v_got = row_count;
       v_left := v_left - v_got;
     end loop;
