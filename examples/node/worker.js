@@ -117,7 +117,8 @@ export class Worker {
   async #start(claimed) {
     const { workflow_id: id, lease, name, input } = claimed;
     const context = new Context(this, claimed);
-    this.#runs.get(id)?.leave("it was claimed again");
+    // Claimed again: the run before lost its lease or, most often, has parked and was woken before the answer that says so.
+    this.#runs.get(id)?.leave();
     this.#runs.set(id, context);
     try {
       const output = await Promise.race([this.#workflows.get(name)(context, input), context.left]);
