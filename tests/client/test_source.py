@@ -34,8 +34,9 @@ def test_the_public_api_types_as_documented() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=["check", "format"])
-def test_ruff_finds_nothing(arguments: list[str]) -> None:
-    run("-m", "ruff", *arguments, "src", "tools")
+@pytest.mark.parametrize("folder", ["python_client", "tests", "benchmarks", "examples", "docs"])
+def test_ruff_finds_nothing(folder: str, arguments: list[str]) -> None:
+    run("-m", "ruff", *arguments, ".", cwd=ROOT / folder)
 
 
 def test_every_public_name_is_exported_documented_and_of_this_package() -> None:

@@ -74,7 +74,7 @@ begin
       select b from durable._belongings(
         durable._first_id(v_first + random() * (v_until - v_first)), durable._first_id(v_until), 1) as b limit 1), v_id);
   end if;
-  if to_regclass('durable.finished_workflows' || to_char(durable._day_of(v_id), '_YYYYMMDD')) is null
+  if durable._partition_table('finished_workflows', durable._day_of(v_id)) is null
     and cardinality(durable._stored(array[v_id])) = 0 then
     insert into durable.dropped_days (day) values (durable._day_of(v_id)) on conflict do nothing;
   end if;

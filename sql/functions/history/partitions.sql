@@ -1,17 +1,24 @@
 -- History lives in one partition per UTC day of creation. Made ahead by the tick, and by whoever finds one missing.
 
+create function durable._partition_name(parent text, day date)
+returns text language sql stable as $$ select parent || to_char(day, '_YYYYMMDD') $$;
+
+-- A table with the name of a day's partition, whether or not it is attached; null when there is none.
+create function durable._partition_table(parent text, day date)
+returns regclass language sql stable as $$ select to_regclass('durable.' || durable._partition_name(parent, day)) $$;
+
 create function durable._add_partition(parent text, day date)
 returns boolean language plpgsql as $$
 declare
-  v_name text := parent || to_char(day, '_YYYYMMDD');
+  v_name text := durable._partition_name(parent, day);
 begin
-  if to_regclass('durable.' || v_name) is not null then
+  if durable._partition_table(parent, day) is not null then
     return false;
   end if;
   -- Not an advisory lock: only one on a relation makes this session hear of the partition that the one before has made. Without
   -- ONLY it would be a lock on every day.
   execute format('lock table only durable.%I in share update exclusive mode', parent);
-  if to_regclass('durable.' || v_name) is not null then
+  if durable._partition_table(parent, day) is not null then
     return false;
   end if;
   -- Rows of history never change: pages are full, and the first vacuum freezes what it sees. Payloads over a few hundred
@@ -31,7 +38,7 @@ $$;
 create function durable._partition(parent text, day date)
 returns regclass language plpgsql stable as $$
 declare
-  v_partition regclass := to_regclass('durable.' || parent || to_char(day, '_YYYYMMDD'));
+  v_partition regclass := durable._partition_table(parent, day);
 begin
   return (
     select i.inhrelid::regclass from pg_inherits i
@@ -48,7 +55,8 @@ begin
     select to_date(right(c.relname, 8), 'YYYYMMDD') from (
       select c.relname from pg_class c
       -- A tilde sorts behind the names of the indexes of that day, and a colon behind all digits.
-      where c.relname > (parent || case when isfinite(after) then to_char(after, '_YYYYMMDD~') else '_' end)::name
+      where c.relname > (
+          case when isfinite(after) then durable._partition_name(parent, after) || '~' else parent || '_' end)::name
         and c.relname < (parent || '_:')::name
         and c.relnamespace = 'durable'::regnamespace and c.relname ~ '_[0-9]{8}$' and exists (
           select from pg_inherits i
@@ -80,7 +88,7 @@ returns void language plpgsql as $$
 declare
   v_day date := durable._day_of(workflow_ids[1]);
 begin
-  if to_regclass('durable.checkpoints_' || to_char(v_day, 'YYYYMMDD')) is not null
+  if durable._partition_table('checkpoints', v_day) is not null
     and durable._first_id(durable._start_of(v_day)) <= all (workflow_ids)
     and durable._first_id(durable._start_of(v_day + 1)) > all (workflow_ids) then
     return;

@@ -58,7 +58,7 @@ declare
   v_next uuid := durable._first_id(durable._start_of(day + 1));
 begin
   -- The workflows may be detached, to be kept elsewhere: then their steps are next.
-  return to_regclass('durable.finished_workflows' || to_char(day, '_YYYYMMDD')) is not null
+  return durable._partition_table('finished_workflows', day) is not null
       and durable._partition('finished_workflows', day) is null
     or exists (select from durable.live_workflows l where l.workflow_id >= v_first and l.workflow_id < v_next)
     -- From the few that are older than the end of that day.
@@ -237,7 +237,8 @@ begin
   from durable.retention_rules r where r.queue is not null;
   for v_name in
     with recursive name as (
-      -- In the order of an index, and not min() or EXISTS: for these the planner reads all of the day when its statistics are old.
+      -- In the order of an index, and not min() or EXISTS: for these the planner reads all of the day when its statistics
+      -- are old.
       select (select f.name from durable.finished_workflows f
               where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > p_after
               order by f.name limit 1) as name
@@ -262,8 +263,9 @@ begin
   loop
     names := names + 1;
     if v_name.is_past then
-      expired := expired + durable._expire_name(v_name.name, p_day, v_name.cutoff, case when not v_name.has_rule then v_queues end,
-        case when not v_name.has_rule then v_cutoffs end, p_workflows - expired);
+      expired := expired + durable._expire_name(v_name.name, p_day, v_name.cutoff,
+        case when not v_name.has_rule then v_queues end, case when not v_name.has_rule then v_cutoffs end,
+        p_workflows - expired);
       -- There may be more of it.
       if expired >= p_workflows then
         return;
