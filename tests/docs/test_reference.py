@@ -61,6 +61,15 @@ def test_figures_beside_the_names_of_settings_are_their_defaults(db: Database, d
         )
 
 
+@pytest.mark.pg(15)
+def test_the_page_on_operations_names_every_setting(db: Database) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    with db.connect() as conn:
+        names = [name for (name,) in conn.execute("select name from durable.settings order by name")]
+    assert names
+    assert [name for name in names if f"`{name}` (" not in text] == []
+
+
 def test_every_error_code_is_documented() -> None:
     raised = set(re.findall(r"'(WF\d{3})'", "".join(path.read_text() for path in (ROOT / "sql").rglob("*.sql"))))
     raised |= set(re.findall(r'code = "(WF\d{3})"', (ROOT / "python_client/src/durable_client/_errors.py").read_text()))

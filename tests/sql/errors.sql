@@ -24,6 +24,8 @@ begin
   end;
   return next is(v_code, code, description);
   return next alike(v_message, message, description || ': its message');
+  -- What formatting an absent part would leave.
+  return next doesnt_match(v_message, ' NULL|  | [:,]', description || ': nothing absent in its message');
   return next alike(v_detail, detail, description || ': its detail');
   return next alike(v_hint, hint, description || ': its hint');
 end
@@ -52,6 +54,12 @@ select pg_temp.raises(
 select pg_temp.raises(
   $$ select durable.complete(pg_temp.id('lost'), pg_temp.lease('lost')) $$,
   'WF002', '%lease % is lost', '%Nothing was changed.', 'Stop working on it.%', 'WF002, lease lost');
+select pg_temp.raises(
+  $$ select durable.cron_next('daily', now()) $$,
+  'WF005', 'cron ''daily'': it has %', '%', '%', 'WF005, a cron line without fields');
+select pg_temp.raises(
+  $$ select durable.cron_next('61 * * * *', now()) $$,
+  'WF005', 'cron ''61 * * * *'': field minute: %', '%', '%', 'WF005, a field of a cron line');
 select pg_temp.raises(
   $$ select durable.enqueue('other', key => 'running') $$,
   'WF003', '%key ''running'' belongs to workflow ''w'', not to ''other''', '%Nothing was enqueued.', 'A key names one run%',

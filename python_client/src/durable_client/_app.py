@@ -335,8 +335,8 @@ class Durable:
         """Runs a worker in this process until SIGTERM or SIGINT; see ``Worker``. Uses uvloop where it is installed."""
         worker = Worker(self, queues=queues, concurrency=concurrency, name=name, transactions=transactions, drain=drain)
         try:
-            import uvloop
+            from uvloop import run
         except ImportError:
-            asyncio.run(run_until_signalled(worker))
-        else:
-            uvloop.run(run_until_signalled(worker))
+            run = asyncio.run
+        # Not within the handler: what is raised would name the missing module as its context.
+        run(run_until_signalled(worker))

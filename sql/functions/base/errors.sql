@@ -21,7 +21,7 @@ $$;
 create function durable._raise_outcome(code text, workflow_id uuid, lease bigint, step_name text default null)
 returns void language plpgsql as $$
 declare
-  v_what text := format('workflow %s', workflow_id) || coalesce(format(', step %L', step_name), '');
+  v_what text := format('workflow %s', workflow_id) || coalesce(', step ' || quote_literal(step_name), '');
 begin
   case code
     when 'WF001' then

@@ -42,7 +42,7 @@ comment on type durable.cron is
 create function durable._raise_cron(cron text, field text, problem text, allowed text)
 returns void language plpgsql as $$
 begin
-  perform durable._raise('WF005', format('cron %L: %s', cron, coalesce(format('field %s: ', field), '') || problem),
+  perform durable._raise('WF005', format('cron %L: %s', cron, coalesce('field ' || field || ': ', '') || problem),
     'Nothing was changed.', allowed);
 end
 $$;
