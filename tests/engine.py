@@ -123,6 +123,14 @@ def age(conn: Connection, by: str, workflow_ids: Sequence[UUID]) -> list[UUID]:
     return ids
 
 
+def advance(conn: Connection, interval: str) -> None:
+    """Puts the clock of this database forward, by so much altogether, as a test kit of users does."""
+    conn.execute(
+        f"""create or replace function durable._now() returns timestamptz language sql volatile parallel safe
+            as $$ select pg_catalog.clock_timestamp() + interval '{interval}' $$""".encode()
+    )
+
+
 @contextmanager
 def refused(code: str) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
     """Expects the SQLSTATE, and, for one of durable's own, a message, a detail and a hint."""

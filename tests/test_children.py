@@ -14,6 +14,7 @@ from clusters import Database
 from engine import (
     NOBODY,
     Connection,
+    advance,
     at_once,
     call,
     claim,
@@ -314,6 +315,55 @@ def test_a_parent_that_is_retried_has_the_children_whose_failure_it_was_run_agai
 
 
 # Races, in each order
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+@pytest.mark.parametrize("retried", [True, False])
+def test_a_child_that_has_left_the_history_counts_as_failed_and_shifts_no_other(
+    db: Database, gone: int, retried: bool
+) -> None:
+    """Its parent was retried, or waited for long for another one."""
+    conn = db.connect()
+    for setting in ("lease", "session_grace"):
+        call(conn, "configure", setting, "100 days")
+    held, first = parked(conn)
+    children = claim(conn, "w", 3)
+    fail(conn, children[gone]) if retried else complete(conn, children[gone])
+    advance(conn, "10 days")
+    complete(conn, *(child for place, child in enumerate(children) if place != gone))
+    if retried:
+        (held,) = claim(conn, "boss", 1, ["parents"])
+        outcome, value_of_wait = wait(conn, held, first)
+        assert outcome == "ok"
+        assert [*value_of_wait["value"]["failed"]] == [str(gone)]
+        call(conn, "fail", held.workflow_id, held.lease, {"message": "no", "step": "w"}, None, False)
+    advance(conn, "35 days")
+    for _ in range(100):
+        call(conn, "tick")
+        if workflow_or_none(conn, children[gone].workflow_id) is None:
+            break
+    if retried:
+        # What is stored of the failed one is gone: it cannot run again, and the others are not taken for it.
+        assert workflow_or_none(conn, children[gone].workflow_id) is None
+        assert call(conn, "retry", held.workflow_id) == [(True,)]
+    (held,) = claim(conn, "boss", 1, ["parents"])
+    outcome, found = wait(conn, held, first)
+    assert outcome == "ok"
+    if retried:
+        failed = found["value"]["failed"]
+        assert failed.keys() == {str(gone)}
+        assert failed[str(gone)]["error"]["code"] == "WF001"
+        assert str(children[gone].workflow_id) in failed[str(gone)]["error"]["message"]
+    else:
+        # An unfinished parent keeps them all.
+        assert found["value"]["failed"] == {}
+    assert found["value"]["children"] == 3
+    assert found["value"]["outputs"] == [None if retried and place == gone else {"n": place} for place in range(3)]
+
+
+def workflow_or_none(conn: Connection, workflow_id: UUID) -> Any:
+    found = rows(conn, "select status from durable.workflows where workflow_id = %s", workflow_id)
+    return found[0] if found else None
 
 
 def end_last(conn: Connection, children: list[Any], how: str) -> None:

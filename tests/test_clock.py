@@ -6,14 +6,15 @@ import re
 
 import pytest
 
-from clusters import Database
-from engine import Connection, call, claim, claim_one, enqueue, rows, steps, value, workflow
+from clusters import ROOT, Database
+from engine import Connection, advance, call, claim, claim_one, enqueue, rows, steps, value, workflow
 
 # Where a body names what tells a time and does not read the clock by it, and why.
 ACCEPTED = {
     # When the server started is a fact like any other that is stored; it is compared with the clock.
     "durable._bury_workers()": "pg_postmaster_start_time(",
 }
+CLIENT = ROOT / "python_client/src/durable_client"
 KEYWORDS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
 
 # Everything in the schema that contains an expression or a body: its name and its text.
@@ -81,12 +82,14 @@ def test_each_way_of_reading_a_clock_is_recognized(db: Database, text: str) -> N
     assert readings(db.connect(), f"{text} -- now()")
 
 
-def advance(conn: Connection, interval: str) -> None:
-    """Puts the clock of this database forward, as a test kit of users does."""
-    conn.execute(
-        f"""create or replace function durable._now() returns timestamptz language sql volatile parallel safe
-            as $$ select pg_catalog.clock_timestamp() + interval '{interval}' $$""".encode()
-    )
+def test_the_client_reads_no_other_clock_of_the_database(db: Database) -> None:
+    """The command shows ages and counts delays by the clock of the engine."""
+    sources = [path for path in CLIENT.rglob("*.py") if "durable._now_in_view()" in path.read_text()]
+    assert sources
+    other = re.compile(r"(?<![\w.])(?:now|clock_timestamp|statement_timestamp|transaction_timestamp|current_\w+)\(\)")
+    assert {path.name: other.findall(path.read_text()) for path in sources} == {path.name: [] for path in sources}
+    for path in CLIENT.rglob("*.py"):
+        assert not re.search(r"(?<!_)(?:clock|statement|transaction)_timestamp\(", path.read_text()), path
 
 
 def test_all_that_depends_on_time_follows_the_one_clock(db: Database) -> None:

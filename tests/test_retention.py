@@ -8,11 +8,13 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from clusters import Database
 from engine import (
     Connection,
+    advance,
     age,
     at_once,
     call,
@@ -190,6 +192,18 @@ def test_a_key_is_free_as_soon_as_its_workflow_is_gone(db: Database) -> None:
         enqueue(conn, "w", key="k1")
 
 
+def test_a_key_that_became_free_after_a_snapshot_is_free_in_it(db: Database) -> None:
+    conn, old = db.connect(), db.connect()
+    (gone,) = ended(conn, 40, key="k")
+    old.execute("begin isolation level repeatable read")
+    assert value(old, "select count(*) from durable.workflow_keys") == 1
+    tick_until(conn, lambda: not rows(conn, "select from durable.workflow_keys"))
+    workflow_id = enqueue(old, key="k1")
+    assert workflow_id != gone
+    old.execute("commit")
+    assert enqueue(conn, key="k1") == workflow_id
+
+
 def test_01_a_key_that_became_free_and_is_used_by_many_at_once_is_one_workflow(db: Database) -> None:
     conn = db.connect()
     ended(conn, 40, 5, key="k")
@@ -348,6 +362,76 @@ def test_a_rule_is_replaced_and_taken_back(db: Database) -> None:
     tick_often(conn)
     assert stored(conn) == set(old)
     assert rows(conn, "select * from durable.retention_rules") == []
+
+
+def test_ten_years_are_longer_than_3650_days(db: Database) -> None:
+    """As intervals they compare as 3,600 days."""
+    conn = db.connect()
+    call(conn, "configure", "retention", "3650 days")
+    call(conn, "retain", "10 years", workflow="invoice")
+    call(conn, "retain", "1 day", workflow="x")
+    for name in ("invoice", "w"):
+        enqueue(conn, name)
+    for held in claim(conn, "worker", 2):
+        call(conn, "complete", held.workflow_id, held.lease)
+    for passed in ("3650 days 12 hours", "3652 days"):
+        advance(conn, passed)
+        tick_often(conn)
+        assert rows(conn, "select name from durable.workflows") == [("invoice",)]
+    advance(conn, "3656 days")
+    tick_until(conn, lambda: not rows(conn, "select from durable.workflows"))
+
+
+@pytest.mark.parametrize("rule", ["kept", "empty"])
+def test_rows_of_a_queue_with_a_rule_are_looked_at_a_few_at_a_time(db: Database, rule: str) -> None:
+    """Among many of one name that stay, those that go are found, and no tick reads all of them."""
+    conn = db.connect()
+    call(conn, "configure", "retention", "10 days" if rule == "kept" else "100 days")
+    call(conn, "retain", "1 year" if rule == "kept" else "10 days", queue="ruled")
+    stay, go = ("ruled", "default") if rule == "kept" else ("default", "ruled")
+    kept = ended(conn, 40, 12_000, queue=stay)
+    conn.execute(
+        "update durable.finished_workflows set completed_at = completed_at + (random() * interval '1 hour')"
+        " where workflow_id = any(%s) and random() < 0.7",
+        [kept],
+    )
+    past = ended(conn, 40, 30, queue=go)
+    conn.execute(
+        "update durable.finished_workflows set completed_at = completed_at + (random() * interval '1 hour')"
+        " where workflow_id = any(%s)",
+        [past],
+    )
+    conn.execute("analyze")
+    tick_until(conn, lambda: len(stored(conn)) == 12_000)
+    assert stored(conn) == set(kept)
+    for _ in range(20):
+        tick(conn)
+        looked_at = value(
+            conn,
+            "select sum(n.looked_at) from durable._expire_name('w', %s, '-infinity', now() - %s::interval, false, now(),"
+            " interval '1 year', 500, 1000) n",
+            day_of(conn, 40),
+            "10 days" if rule == "kept" else "100 days",
+        )
+        assert 500 <= looked_at <= 4500
+    assert stored(conn) == set(kept)
+
+
+def test_a_day_that_cannot_be_dropped_holds_up_no_other(db: Database) -> None:
+    conn = db.connect()
+    stuck, old = ended(conn, 45), ended(conn, 44)
+    ended(conn, 42)
+    conn.execute(
+        psycopg.sql.SQL("create view needs_it as select * from durable.{}").format(
+            psycopg.sql.Identifier(f"finished_workflows_{day_of(conn, 45):%Y%m%d}")
+        )
+    )
+    tick_until(conn, lambda: is_gone(conn, 44) and is_gone(conn, 42))
+    assert not is_gone(conn, 45)
+    # Its rows go one by one.
+    tick_until(conn, lambda: not stored(conn) & {*stuck, *old})
+    conn.execute("drop view needs_it")
+    tick_until(conn, lambda: is_gone(conn, 45))
 
 
 def test_a_hundred_years_are_for_ever(db: Database) -> None:
@@ -648,6 +732,31 @@ def test_a_day_that_somebody_dropped_leaves_nothing_of_its_workflows(db: Databas
     conn.execute(f"drop table durable.finished_workflows{day}, durable.checkpoints{day}".encode())
     tick_until(conn, lambda: value(conn, "select count(*) from durable.workflow_keys") == 30)
     assert stored(conn) == set(kept)
+
+
+def test_what_is_left_of_a_dropped_day_is_found_behind_much_that_stays(db: Database) -> None:
+    conn = db.connect()
+    ended(conn, 50, 30, key="gone ")
+    # Unfinished, of the same day, and before the others: all they have stays.
+    conn.execute(
+        """insert into durable.workflow_keys (key, name, workflow_id)
+           select 'live ' || n, 'w', (left(durable._first_id(d.at)::text, 24) || lpad(to_hex(n), 12, '0'))::uuid
+           from generate_series(1, 50) n, (select durable._start_of(%s) + interval '1 hour' as at) d""",
+        [day_of(conn, 50)],
+    )
+    conn.execute(
+        """insert into durable.live_workflows (workflow_id, created_at, status, name, queue, wake_at)
+           select k.workflow_id, now(), 'pending', 'w', 'later', 'infinity' from durable.workflow_keys k
+           where k.key like 'live%'"""
+    )
+    day = day_of(conn, 50)
+    conn.execute(f"drop table durable.finished_workflows_{day:%Y%m%d}, durable.checkpoints_{day:%Y%m%d}".encode())
+    conn.execute("insert into durable.dropped_days (day) values (%s)", [day])
+    for _ in range(20):
+        # Ten workflows at a time.
+        tick(conn, 5)
+    left = {row[0].partition(" ")[0] for row in rows(conn, "select key from durable.workflow_keys")}
+    assert left == {"live"}
 
 
 def test_all_that_has_the_id_of_a_workflow_goes_with_it_or_is_known_to_stay(db: Database) -> None:

@@ -82,7 +82,9 @@ begin
     on conflict do nothing;
 
     select array_agg(case when i.key is null then i.id
-                     else (select o.workflow_id from durable.workflow_keys o where o.key = i.key) end order by i.n)
+                     -- In an old snapshot there may be two: that of now, and one that retention has removed since.
+                     else (select o.workflow_id from durable.workflow_keys o where o.key = i.key order by o.workflow_id desc limit 1)
+                     end order by i.n)
       into v_owners
     from unnest(keys, ids) with ordinality as i(key, id, n);
     if v_owners = ids then

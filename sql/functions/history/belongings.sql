@@ -2,28 +2,27 @@
 -- partitioned by day. A new table of this kind has its place in these two functions, and tests/test_retention.py finds it
 -- missing.
 
--- The workflows of which something is stored here, from one id up to another, in the order of the ids: those of the first
--- max_rows rows of each table.
-create function durable._belongings(first_id uuid, next_id uuid, max_rows integer)
+-- The first max_workflows workflows of which something is stored here, from one id up to another, in the order of the ids.
+create function durable._belongings(first_id uuid, next_id uuid, max_workflows integer)
 returns setof uuid language plpgsql stable as $$
 begin
   return query
   select distinct b.workflow_id from (
-    (select k.workflow_id from durable.workflow_keys k
-     where k.workflow_id >= first_id and k.workflow_id < next_id order by k.workflow_id limit max_rows)
+    (select distinct k.workflow_id from durable.workflow_keys k
+     where k.workflow_id >= first_id and k.workflow_id < next_id order by k.workflow_id limit max_workflows)
     union all
-    (select m.workflow_id from durable.messages m
-     where m.workflow_id >= first_id and m.workflow_id < next_id order by m.workflow_id limit max_rows)
+    (select distinct m.workflow_id from durable.messages m
+     where m.workflow_id >= first_id and m.workflow_id < next_id order by m.workflow_id limit max_workflows)
     union all
-    (select r.workflow_id from durable.approval_requests r
-     where r.workflow_id >= first_id and r.workflow_id < next_id order by r.workflow_id limit max_rows)
+    (select distinct r.workflow_id from durable.approval_requests r
+     where r.workflow_id >= first_id and r.workflow_id < next_id order by r.workflow_id limit max_workflows)
     union all
-    (select s.workflow_id from durable.workflow_state s
-     where s.workflow_id >= first_id and s.workflow_id < next_id order by s.workflow_id limit max_rows)
+    (select distinct s.workflow_id from durable.workflow_state s
+     where s.workflow_id >= first_id and s.workflow_id < next_id order by s.workflow_id limit max_workflows)
     union all
-    (select o.workflow_id from durable.open_steps o
-     where o.workflow_id >= first_id and o.workflow_id < next_id order by o.workflow_id limit max_rows)) b
-  order by 1;
+    (select distinct o.workflow_id from durable.open_steps o
+     where o.workflow_id >= first_id and o.workflow_id < next_id order by o.workflow_id limit max_workflows)) b
+  order by 1 limit max_workflows;
 end
 $$;
 
@@ -60,11 +59,11 @@ $$;
 create function durable._find_dropped_day()
 returns void language plpgsql as $$
 declare
-  v_until timestamptz := greatest(durable._now() - (durable._keeps()).shortest, 'epoch');
+  v_until timestamptz := greatest(durable._now() - (durable._keeps(durable._now())).shortest, 'epoch');
   v_first timestamptz;
   v_id uuid;
 begin
-  v_id := (select b from durable._belongings(durable._first_id('epoch'), durable._first_id(v_until), 1) as b limit 1);
+  v_id := (select b from durable._belongings(durable._first_id('epoch'), durable._first_id(v_until), 1) as b);
   if v_id is null then
     return;
   end if;
@@ -72,11 +71,12 @@ begin
     v_first := durable._id_time(v_id);
     v_id := coalesce((
       select b from durable._belongings(
-        durable._first_id(v_first + random() * (v_until - v_first)), durable._first_id(v_until), 1) as b limit 1), v_id);
+        durable._first_id(v_first + random() * (v_until - v_first)), durable._first_id(v_until), 1) as b), v_id);
   end if;
   if durable._partition_table('finished_workflows', durable._day_of(v_id)) is null
     and cardinality(durable._stored(array[v_id])) = 0 then
-    insert into durable.dropped_days (day) values (durable._day_of(v_id)) on conflict do nothing;
+    insert into durable.dropped_days (day) values (durable._day_of(v_id))
+    on conflict on constraint dropped_days_pkey do update set looked_up_to = null;
   end if;
 end
 $$;
@@ -86,25 +86,30 @@ $$;
 create function durable._forget_dropped(max_workflows integer)
 returns integer language plpgsql as $$
 declare
-  v_day date;
+  v_day record;
   v_found uuid[];
   v_gone uuid[];
+  v_forgotten integer;
   v_count integer := 0;
 begin
   perform durable._find_dropped_day();
   -- A few days at most, and not always the same: of some, all that is left may be in use.
-  for v_day in select d.day from durable.dropped_days d order by random() limit 3 loop
+  for v_day in select d.day, d.looked_up_to from durable.dropped_days d order by random() limit 3 loop
     v_found := array(
       select b from durable._belongings(
-        durable._first_id(durable._start_of(v_day)), durable._first_id(durable._start_of(v_day + 1)), max_workflows) as b
-      limit max_workflows);
+        coalesce(v_day.looked_up_to, durable._first_id(durable._start_of(v_day.day))),
+        durable._first_id(durable._start_of(v_day.day + 1)), max_workflows) as b);
     v_gone := array(select f.id from unnest(v_found) as f(id) except select s.id from unnest(durable._stored(v_found)) as s(id));
-    if cardinality(v_gone) = 0 then
-      delete from durable.dropped_days d where d.day = v_day;
-    else
-      v_count := v_count + cardinality(durable._forget(v_gone));
-      exit when v_count >= max_workflows;
+    v_forgotten := cardinality(durable._forget(v_gone));
+    v_count := v_count + v_forgotten;
+    if v_forgotten = cardinality(v_gone) then
+      if cardinality(v_found) < max_workflows then
+        delete from durable.dropped_days d where d.day = v_day.day;
+      else
+        update durable.dropped_days d set looked_up_to = v_found[max_workflows] where d.day = v_day.day;
+      end if;
     end if;
+    exit when v_count >= max_workflows;
   end loop;
   return v_count;
 end

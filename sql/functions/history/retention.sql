@@ -32,13 +32,12 @@ comment on function durable.retain(interval, text, text) is
   'null takes the rule back. A rule for a name counts for more than one for a queue, and both for more than the setting '
   'retention. Unfinished workflows are never removed. Errors: WF005 invalid argument.';
 
--- The shortest and the longest time that anything is kept for.
-create function durable._keeps(out shortest interval, out longest interval) language plpgsql stable as $$
-declare
-  v_default interval := durable._setting('retention')::interval;
+-- The shortest and the longest time that anything is kept for. By what they come to now: compared as intervals, ten years
+-- would be 3,600 days.
+create function durable._keeps(at timestamptz, out shortest interval, out longest interval) language plpgsql stable as $$
 begin
-  select least(v_default, min(r.keep)), greatest(v_default, max(r.keep)) into shortest, longest
-  from durable.retention_rules r;
+  select (array_agg(k.keep order by at - k.keep desc))[1], (array_agg(k.keep order by at - k.keep))[1] into shortest, longest
+  from (select durable._setting('retention')::interval as keep union all select r.keep from durable.retention_rules r) k;
 end
 $$;
 
@@ -117,11 +116,17 @@ begin
       raise lock_not_available;
     end if;
     if v_workflows is not null then
-      insert into durable.dropped_days (day) values (_drop_day.day) on conflict do nothing;
+      insert into durable.dropped_days (day) values (_drop_day.day)
+      on conflict on constraint dropped_days_pkey do update set looked_up_to = null;
     end if;
     execute format('drop table %s', v_partition);
-  exception when lock_not_available then
-    return 0;
+  exception
+    when lock_not_available then
+      return 0;
+    -- A view of somebody's may need it, or it may have another owner. Its rows are deleted one by one, and other days go.
+    when others then
+      raise warning 'partition % cannot be dropped: %', v_partition, sqlerrm;
+      return 0;
   end;
   return 1;
 end
@@ -143,7 +148,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     return 0;
   end if;
-  select * into v_keep from durable._keeps();
+  select * into v_keep from durable._keeps(v_now);
   v_before := v_now - v_keep.shortest - interval '1 day';
   v_after := coalesce((select m.dropped_day from durable.history_marks m), '-infinity');
   v_day := v_after;
@@ -173,82 +178,111 @@ $$;
 -- Until when the rows of a rule must have ended to be deleted one by one; never for those of a day that will soon be dropped.
 create function durable._cutoff(keep interval, longest interval, day date, at timestamptz)
 returns timestamptz language sql stable as $$
-  select case when keep = longest and keep >= interval '1 day' and durable._start_of(day) > at - keep - interval '2 days'
+  select case when at - keep = at - longest and keep >= interval '1 day' and durable._start_of(day) > at - keep - interval '2 days'
     then '-infinity' else at - keep end
 $$;
 
--- Deletes the rows of one name and one day that ended before their time: of those in a queue with a rule, that of the queue; of
--- all others, or of all where the name has a rule, v_cutoff. At most max_workflows, or fewer when they have many steps.
+-- Deletes rows of one name and one day that ended after p_after, and before their time: of those in a queue with a rule, that
+-- of the queue; of all others, or of all where the name has a rule, p_cutoff. Looks at p_rows, or a few more that ended at one
+-- time, and deletes at most p_workflows, or fewer when they have many steps. Returns how many it looked at, where it is to go on
+-- (the same place when there was too much to delete), null when it is done with the name, and how many it deleted.
 create function durable._expire_name(
-  name text, day date, cutoff timestamptz, queues text[], cutoffs timestamptz[], max_workflows integer
+  p_name text, p_day date, p_after timestamptz, p_cutoff timestamptz, p_has_rule boolean, p_at timestamptz, p_longest interval,
+  p_rows integer, p_workflows integer, out looked_at integer, out go_on_after timestamptz, out expired integer
 )
-returns integer language plpgsql set plan_cache_mode = force_custom_plan as $$
-#variable_conflict use_column
+language plpgsql set plan_cache_mode = force_custom_plan as $$
 declare
-  v_first uuid := durable._first_id(durable._start_of(_expire_name.day));
-  v_next uuid := durable._first_id(durable._start_of(_expire_name.day + 1));
+  v_first uuid := durable._first_id(durable._start_of(p_day));
+  v_next uuid := durable._first_id(durable._start_of(p_day + 1));
+  v_until timestamptz := case when p_has_rule then p_cutoff else durable._latest_cutoff(p_cutoff, p_day, p_at, p_longest) end;
+  v_past uuid[];
   v_ids uuid[];
 begin
+  with near as materialized (
+    select f.workflow_id, f.completed_at, f.queue, f.parent_id from durable.finished_workflows f
+    where f.workflow_id >= v_first and f.workflow_id < v_next
+      and f.name = p_name and f.completed_at > p_after and f.completed_at < v_until
+    order by f.completed_at fetch first p_rows rows with ties
+  ), queue as materialized (
+    select n.queue, case when r.keep is null or p_has_rule then p_cutoff else durable._cutoff(r.keep, p_longest, p_day, p_at) end
+      as cutoff
+    from (select distinct e.queue from near e) n left join durable.retention_rules r on r.queue = n.queue
+  )
+  select count(*), max(e.completed_at), array_agg(e.workflow_id order by e.completed_at) filter (
+      where e.completed_at < q.cutoff and (e.parent_id is null
+        or not exists (select from durable.live_workflows l where l.workflow_id = e.parent_id)))
+    into looked_at, go_on_after, v_past
+  from near e join queue q on q.queue = e.queue;
+
   with expired as materialized (
     select f.workflow_id, f.completed_at from durable.finished_workflows f
-    where f.workflow_id >= v_first and f.workflow_id < v_next
-      and f.name = _expire_name.name and f.completed_at < greatest(_expire_name.cutoff, (select max(c) from unnest(cutoffs) as c))
-      and f.completed_at < coalesce(cutoffs[array_position(queues, f.queue)], _expire_name.cutoff)
-      and (f.parent_id is null
-        or not exists (select from durable.live_workflows l where l.workflow_id = f.parent_id))
-    order by f.completed_at limit max_workflows for update skip locked
+    where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_past)
+    order by f.completed_at limit p_workflows for update skip locked
   ), counted as (
     select e.workflow_id, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before
     from expired e, lateral (
       select count(*) as steps from durable.checkpoints c
       where c.workflow_id = e.workflow_id and c.workflow_id >= v_first and c.workflow_id < v_next) s
   )
-  select array_agg(c.workflow_id) into v_ids from counted c where c.steps_before < 10 * max_workflows;
+  select array_agg(c.workflow_id) into v_ids from counted c where c.steps_before < 10 * p_workflows;
   v_ids := durable._forget(v_ids);
   delete from durable.finished_workflows f
   where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_ids);
   delete from durable.checkpoints c
   where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_ids);
-  return cardinality(v_ids);
+  expired := coalesce(cardinality(v_ids), 0);
+  -- Not those that somebody has locked: they are for the next round.
+  if cardinality(v_past) > p_workflows or expired > 0 and expired < cardinality(v_past) then
+    go_on_after := p_after;
+  elsif looked_at < p_rows then
+    go_on_after := null;
+  end if;
 end
 $$;
 
--- Goes through the names of one day, from the first one after p_after, and deletes what is past its time. By name, so that each
--- rule finds its own rows and none that it must leave. Returns how many names there were, the last one that is done with, and
--- whether the day is.
+-- Before when a row must have ended to be past its time by any rule for a queue, or by p_cutoff.
+create function durable._latest_cutoff(p_cutoff timestamptz, p_day date, p_at timestamptz, p_longest interval)
+returns timestamptz language plpgsql stable as $$
+begin
+  return greatest(p_cutoff, durable._cutoff((
+    select r.keep from durable.retention_rules r where r.queue is not null order by p_at - r.keep desc limit 1),
+    p_longest, p_day, p_at));
+end
+$$;
+
+-- Goes through the names of one day, from p_name on, of which it is done with all that ended up to p_after, and deletes what is
+-- past its time. By name, so that each rule for a name finds its own rows. Returns the budget that is left of p_left, where a
+-- name counts 1, one of which something is looked at 10 more, and each ten rows too; the name and the time to go on from, or null for the name when it is done with the day.
 create function durable._expire_day(
-  p_day date, p_after text, p_at timestamptz, p_longest interval, p_names integer, p_workflows integer,
-  out names integer, out last_name text, out is_done boolean, out expired integer
+  p_day date, p_name text, p_after timestamptz, p_at timestamptz, p_longest interval, p_left integer, p_workflows integer,
+  out budget integer, out name text, out after timestamptz, out expired integer
 )
 language plpgsql set plan_cache_mode = force_custom_plan set enable_sort = off as $$
 declare
   v_first uuid := durable._first_id(durable._start_of(p_day));
   v_next uuid := durable._first_id(durable._start_of(p_day + 1));
   v_default timestamptz := durable._cutoff(durable._setting('retention')::interval, p_longest, p_day, p_at);
-  v_queues text[];
-  v_cutoffs timestamptz[];
+  v_latest timestamptz := durable._latest_cutoff(v_default, p_day, p_at, p_longest);
   v_name record;
+  v_done record;
 begin
-  names := 0;
-  last_name := p_after;
-  is_done := false;
+  budget := p_left;
   expired := 0;
-  select array_agg(r.queue), array_agg(durable._cutoff(r.keep, p_longest, p_day, p_at)) into v_queues, v_cutoffs
-  from durable.retention_rules r where r.queue is not null;
   for v_name in
-    with recursive name as (
+    with recursive found as (
       -- In the order of an index, and not min() or EXISTS: for these the planner reads all of the day when its statistics
       -- are old.
       select (select f.name from durable.finished_workflows f
-              where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > p_after
+              where f.workflow_id >= v_first and f.workflow_id < v_next and f.name >= p_name
               order by f.name limit 1) as name
       union all
       select (select f.name from durable.finished_workflows f
               where f.workflow_id >= v_first and f.workflow_id < v_next and f.name > n.name
               order by f.name limit 1)
-      from name n where n.name is not null
+      from found n where n.name is not null
     ), page as materialized (
-      select n.name from name n where n.name is not null limit p_names
+      -- One more, to go on from.
+      select n.name from found n where n.name is not null limit p_left + 1
     ), ruled as materialized (
       select n.name, r.workflow is not null as has_rule,
         case when r.workflow is null then v_default else durable._cutoff(r.keep, p_longest, p_day, p_at) end as cutoff
@@ -256,74 +290,85 @@ begin
     )
     select r.name, r.has_rule, r.cutoff, (
         select true from durable.finished_workflows f
-        where f.workflow_id >= v_first and f.workflow_id < v_next and f.name = r.name and f.completed_at < case
-          when r.has_rule then r.cutoff else greatest(r.cutoff, (select max(c) from unnest(v_cutoffs) as c)) end
+        where f.workflow_id >= v_first and f.workflow_id < v_next and f.name = r.name
+          and f.completed_at < case when r.has_rule then r.cutoff else v_latest end
         order by f.completed_at limit 1) as is_past
     from ruled r order by r.name
   loop
-    names := names + 1;
+    name := v_name.name;
+    after := case when v_name.name = p_name then p_after else '-infinity' end;
+    if budget <= 0 then
+      return;
+    end if;
+    budget := budget - 1;
     if v_name.is_past then
-      expired := expired + durable._expire_name(v_name.name, p_day, v_name.cutoff,
-        case when not v_name.has_rule then v_queues end, case when not v_name.has_rule then v_cutoffs end,
-        p_workflows - expired);
-      -- There may be more of it.
-      if expired >= p_workflows then
+      select * into v_done from durable._expire_name(v_name.name, p_day, after, v_name.cutoff, v_name.has_rule, p_at, p_longest,
+        10 * (budget + 1), p_workflows - expired);
+      expired := expired + v_done.expired;
+      budget := budget - 10 - v_done.looked_at / 10;
+      -- There is more of it.
+      if v_done.go_on_after is not null then
+        after := v_done.go_on_after;
         return;
       end if;
     end if;
-    last_name := v_name.name;
   end loop;
-  is_done := names < p_names;
+  name := null;
 end
 $$;
 
 -- Deletes rows that are past their time, at most max_workflows, and goes on from there at the next call. A call looks at 500 names
--- of workflows, where a day counts for 100: it has a partition to open and ten relations to lock.
+-- of workflows, where a day counts for 100, for it has a partition to open and ten relations to lock, and each row for a tenth.
 create function durable._expire_rows(max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_now timestamptz := durable._now();
   v_keep record;
   v_begin record;
-  v_mark record;
   v_day date;
   v_name text;
+  v_after timestamptz;
   v_done record;
   v_left integer := 500;
   v_count integer := 0;
 begin
-  select * into v_keep from durable._keeps();
-  -- All days up to this one are done with; with a name, of this day only the names up to it.
-  select coalesce(min(m.expired_day), '-infinity') as day, coalesce(min(m.expired_name), '') as name into v_begin
+  select * into v_keep from durable._keeps(v_now);
+  -- All days before this one are done with, and of it all names before this one, and of that all up to this time.
+  select coalesce(min(m.expired_day), '-infinity') as day, coalesce(min(m.expired_name), '') as name,
+      coalesce(min(m.expired_until), '-infinity') as after
+    into v_begin
   from durable.history_marks m;
-  v_mark := v_begin;
-  v_name := v_begin.name;
-  v_day := case when v_name = '' then durable._next_day(v_begin.day) else v_begin.day end;
+  v_day := durable._next_day(case when isfinite(v_begin.day) then v_begin.day - 1 else v_begin.day end);
   if v_day is null or durable._start_of(v_day) >= v_now - v_keep.shortest then
     v_day := durable._next_day('-infinity');
+  end if;
+  if v_day = v_begin.day then
+    v_name := v_begin.name;
+    v_after := v_begin.after;
+  else
     v_name := '';
+    v_after := '-infinity';
   end if;
   while v_left > 0 and v_count < max_workflows and durable._start_of(v_day) < v_now - v_keep.shortest loop
-    select * into v_done from durable._expire_day(v_day, v_name, v_now, v_keep.longest, v_left, max_workflows - v_count);
+    select * into v_done
+    from durable._expire_day(v_day, v_name, v_after, v_now, v_keep.longest, v_left, max_workflows - v_count);
     v_count := v_count + v_done.expired;
-    v_left := v_left - 100 - v_done.names;
-    if v_done.is_done then
-      v_mark.day := v_day;
-      v_mark.name := '';
-    else
-      if v_done.last_name <> '' then
-        v_mark.day := v_day;
-        v_mark.name := v_done.last_name;
-      end if;
-      exit;
-    end if;
+    v_left := v_done.budget;
+    v_name := v_done.name;
+    v_after := v_done.after;
+    exit when v_name is not null;
+    v_left := v_left - 100;
     v_name := '';
+    v_after := '-infinity';
     v_day := durable._next_day(v_day);
   end loop;
-  if v_mark is distinct from v_begin then
-    insert into durable.history_marks (expired_day, expired_name) values (v_mark.day, v_mark.name)
+  if v_day is null then
+    v_day := '-infinity';
+  end if;
+  if (v_day, v_name, v_after) is distinct from (v_begin.day, v_begin.name, v_begin.after) then
+    insert into durable.history_marks (expired_day, expired_name, expired_until) values (v_day, v_name, v_after)
     on conflict on constraint history_marks_pkey do update
-      set expired_day = excluded.expired_day, expired_name = excluded.expired_name;
+      set expired_day = excluded.expired_day, expired_name = excluded.expired_name, expired_until = excluded.expired_until;
   end if;
   return v_count;
 end

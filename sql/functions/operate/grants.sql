@@ -10,14 +10,14 @@ returns setof regprocedure language sql stable as $$
       'complete_many', 'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish',
       'recheck_waits', 'reclaim', 'recover', 'release_many', 'request_approval', 'start_children', 'start_step', 'step_result', 'suspend',
       'tick', 'wait', 'wait_many', 'warn', 'version', 'build']
-    -- Readers of a view that tells whether a time has passed read the clock.
-    when 'approver' then array['_now', '_now_in_view', 'decide', 'version', 'build']
-    when 'observer' then array['_now', '_now_in_view', 'child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
+    when 'approver' then array['decide', 'version', 'build']
+    when 'observer' then array['child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
       'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
       'enable_pg_cron', 'fork', 'fork_many', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'resume',
       'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
-  end)
+    -- Everyone reads the clock: readers of a view that tells whether a time has passed, and the command.
+  end || array['_now', '_now_in_view'])
 $$;
 
 create function durable._views_of(audience text)

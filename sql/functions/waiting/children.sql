@@ -7,6 +7,9 @@ returns uuid language sql immutable strict parallel safe as $$
   select (left(first_id::text, 30) || lpad(to_hex(place), 6, '0'))::uuid
 $$;
 
+create function durable._child_place(id uuid)
+returns integer language sql immutable strict parallel safe as $$ select ('x' || right(id::text, 6))::bit(24)::integer $$;
+
 -- The last child of a group that has not ended; null when all have. From the end, where none is for as long as most are
 -- not, so that whatever has ended before is not waded through each time.
 create function durable._unfinished_child(first_id uuid)
@@ -25,39 +28,78 @@ returns uuid language sql immutable strict parallel safe as $$
   select case when id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{6}0{6}$' then id::uuid end
 $$;
 
+-- How many children a call of durable.start_children() started: what its step says, when some may have left the history.
+create function durable._children_started(first_id uuid, parent_id uuid)
+returns integer language plpgsql stable set plan_cache_mode = force_custom_plan as $$
+declare
+  v_now timestamptz := durable._now();
+begin
+  if durable._id_time(first_id) > v_now - (durable._keeps(v_now)).shortest then
+    return null;
+  end if;
+  return (
+    select (c.output ->> 'children')::integer from durable.checkpoints c
+    where c.workflow_id = parent_id and c.output ->> 'first' = first_id::text and c.output ? 'children' and c.status = 'completed'
+    limit 1);
+end
+$$;
+
 create function durable._is_child(first_id uuid, parent_id uuid)
 returns boolean language plpgsql stable as $$
 begin
   return exists (
       select from durable.live_workflows l where l.workflow_id = _is_child.first_id and l.parent_id = _is_child.parent_id)
     or exists (
-      select from durable._ended(array[_is_child.first_id]) e where e.parent_id = _is_child.parent_id);
+      select from durable._ended(array[_is_child.first_id]) e where e.parent_id = _is_child.parent_id)
+    -- The first one, and all of them, may have left the history.
+    or durable._children_started(_is_child.first_id, _is_child.parent_id) is not null;
 end
 $$;
 
 -- What a wait for children ends with. A replay must find what the first run found, also when a child was retried since:
 -- so failures are stored with the wait, in short when they are many. Outputs are stored with it while they are few;
--- else they stay with the children.
-create function durable._children_value(first_id uuid)
+-- else they stay with the children. A child that is stored no more counts as one that failed: nobody knows how it ended.
+create function durable._children_value(first_id uuid, parent_id uuid)
 returns jsonb language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 declare
   v_most constant integer := 100000;
   v_last uuid := durable._child_id(first_id);
+  v_started integer := durable._children_started(first_id, parent_id);
   v_all record;
+  v_gone jsonb := '{}';
 begin
   select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
     into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
-  return jsonb_build_object('first', first_id, 'children', v_all.count, 'failed', (
-      select coalesce(jsonb_object_agg(('x' || right(f.workflow_id::text, 6))::bit(24)::integer, jsonb_build_object(
+  if v_all.count < v_started then
+    select jsonb_object_agg(p.place, jsonb_build_object('status', 'failed', 'error', jsonb_build_object(
+        'type', 'WorkflowNotFound', 'code', 'WF001', 'message', format('workflow %s not found', p.id),
+        'detail', 'This child ended, and has left the history since: nobody knows how.',
+        'hint', 'Enqueue the parent anew, or keep the history of its children for longer: see durable.retain().')))
+      into v_gone
+    from (
+      select g.place, durable._child_id(_children_value.first_id, g.place) as id from generate_series(0, v_started - 1) as g(place)
+    ) p
+    where not exists (
+      select from durable.finished_workflows f
+      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.workflow_id = p.id);
+  end if;
+  return jsonb_build_object('first', first_id, 'children', coalesce(v_started, v_all.count), 'failed', v_gone || (
+      select coalesce(jsonb_object_agg(durable._child_place(f.workflow_id), jsonb_build_object(
         'status', f.status, 'error', case when v_all.error_size <= v_most then f.error else jsonb_build_object(
           'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end)), '{}')
       from durable.finished_workflows f
       where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'))
-    || case when v_all.output_size > v_most then '{}' else jsonb_build_object('outputs', (
+    || case when v_all.output_size > v_most then '{}' when v_gone = '{}' then jsonb_build_object('outputs', (
       select jsonb_agg(f.output order by f.workflow_id) from durable.finished_workflows f
-      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last)) end;
+      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last))
+    else jsonb_build_object('outputs', (
+      select jsonb_agg(f.output order by g.place)
+      from generate_series(0, v_started - 1) as g(place)
+      left join (
+        select c.output, durable._child_place(c.workflow_id) as place from durable.finished_workflows c
+        where c.workflow_id >= _children_value.first_id and c.workflow_id <= v_last) f on f.place = g.place)) end;
 end
 $$;
 

@@ -101,7 +101,7 @@ begin
         return jsonb_build_object('unknown', true);
       end if;
       v_come := durable._has_come('children', v_condition ->> 'children', p_workflow_id);
-      v_value := case when v_come then durable._children_value((v_condition ->> 'children')::uuid) end;
+      v_value := case when v_come then durable._children_value((v_condition ->> 'children')::uuid, p_workflow_id) end;
     else
       v_time := (v_condition ->> 'timer_at')::numeric;
       v_come := v_time <= extract(epoch from p_at);

@@ -26,17 +26,21 @@ create unlogged table durable.history_marks (
   dropped_day date not null default '-infinity',
   expired_day date not null default '-infinity',
   expired_name text not null default '',
+  expired_until timestamptz not null default '-infinity',
   constraint history_marks_pkey primary key (only_one),
   constraint history_marks_is_one check (only_one)
 ) with (fillfactor = 20);
 comment on table durable.history_marks is
-  'The day that ticks last looked at to drop it, and the day and the workflow name up to which they deleted rows; empty or one row.';
+  'The day that ticks last looked at to drop it, and where they go on deleting rows: with this day, this workflow name, and what '
+  'ended after this time; empty or one row.';
 
 -- Dropping a day removes its workflows and steps. What else belonged to the workflows is in tables for all days, and ticks
 -- delete it afterwards.
 create table durable.dropped_days (
   day date not null,
+  looked_up_to uuid,
   constraint dropped_days_pkey primary key (day)
 );
 comment on table durable.dropped_days is
   'Days that were dropped from the history, until everything that belonged to their workflows is deleted: keys, messages, approvals, published state.';
+comment on column durable.dropped_days.looked_up_to is 'The workflow up to which ticks have looked; null at first.';

@@ -23,8 +23,10 @@ _JSON = """
   'state', state, 'decision', decision, 'data', data, 'decided_by', decided_by, 'comment', comment,
   'decided_at', decided_at"""
 _ROW = """
-  approval_id::text, subject, coalesce(assignee, '') as assignee, state::text, now() - requested_at as age,
-  case when state = 'pending' then expires_at - now() end as expires_in, workflow, coalesce(decision, '') as decision,
+  approval_id::text, subject, coalesce(assignee, '') as assignee, state::text,
+  durable._now_in_view() - requested_at as age,
+  case when state = 'pending' then expires_at - durable._now_in_view() end as expires_in,
+  workflow, coalesce(decision, '') as decision,
   coalesce(decided_by, '') as decided_by, coalesce(comment, '') as comment"""
 
 _COLUMNS = [

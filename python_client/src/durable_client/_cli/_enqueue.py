@@ -70,7 +70,7 @@ def enqueue(
     with connect_to_schema(dsn) as conn, translated():
         row = conn.execute(
             "select durable.enqueue(%s, %s::jsonb, %s, %s, %s,"
-            " coalesce(%s, clock_timestamp() + make_interval(secs => %s)),"
+            " coalesce(%s, durable._now_in_view() + make_interval(secs => %s)),"
             " %s, make_interval(secs => %s), %s::jsonb)::text",
             [workflow, document, queue, key, priority, run_at, delay, max_attempts, timeout, json.dumps(tags)],
         ).fetchone()

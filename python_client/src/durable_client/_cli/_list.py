@@ -79,7 +79,7 @@ def list_workflows(
     if statuses:
         conditions.append(("w.status = any(%s)", [list(statuses)]))
     if since is not None:
-        start = "now() - make_interval(secs => %s)" if isinstance(since, float) else "%s::timestamptz"
+        start = "durable._now_in_view() - make_interval(secs => %s)" if isinstance(since, float) else "%s::timestamptz"
         # An id begins with the milliseconds of its creation, and there is an index on it.
         first = f"rpad(lpad(to_hex(floor(extract(epoch from {start}) * 1000)::bigint), 12, '0'), 32, '0')::uuid"
         conditions.append((f"w.workflow_id >= {first} and w.created_at >= {start}", [since, since]))
@@ -97,8 +97,8 @@ def list_workflows(
             .execute(
                 "select w.workflow_id::text, w.name,"
                 " w.status || case when w.paused_at is not null then ', paused' else '' end as status,"
-                " w.queue, w.attempt, now() - w.created_at as age,"
-                " coalesce(w.completed_at, now()) - w.started_at as took, coalesce(w.key, '') as key,"
+                " w.queue, w.attempt, durable._now_in_view() - w.created_at as age,"
+                " coalesce(w.completed_at, durable._now_in_view()) - w.started_at as took, coalesce(w.key, '') as key,"
                 f" coalesce(left(w.error_message, {_ERROR_PREVIEW}), '') as error {source}".encode(),
                 values,
             )

@@ -74,7 +74,7 @@ def list_schedules(dsn: str | None, output: str) -> None:
         rows = conn.execute(
             "select s.name, s.cron, s.timezone, s.workflow,"
             " case when s.error is not null then 'broken' when s.paused_at is not null then 'paused'"
-            "   when s.next_at is null then 'ended' else 'active' end, s.next_at, now()"
+            "   when s.next_at is null then 'ended' else 'active' end, s.next_at, durable._now_in_view()"
             " from durable.schedules s order by s.name"
         ).fetchall()
     if not rows:
@@ -116,7 +116,8 @@ def show(name: str, limit: int, dsn: str | None, output: str) -> None:
 def _print_schedule(conn: Connection, name: str, following: list[datetime], limit: int) -> None:
     row = conn.execute(
         "select s.cron, s.timezone, s.workflow, s.queue, s.overlap, s.catchup::text, s.catchup_mode, s.jitter::text,"
-        " s.firings, s.max_firings, s.waiting, s.paused_at, coalesce(s.pause_reason, ''), s.error, s.input::text, now()"
+        " s.firings, s.max_firings, s.waiting, s.paused_at, coalesce(s.pause_reason, ''), s.error, s.input::text,"
+        " durable._now_in_view()"
         " from durable.schedules s where s.name = %s",
         [name],
     ).fetchone()

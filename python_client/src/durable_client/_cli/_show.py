@@ -30,7 +30,8 @@ _WORKFLOW = f"""
   select w.name, w.status::text, w.queue, coalesce(w.key, '') as key, w.priority, w.attempt, w.failures, w.max_attempts,
     w.crashes, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline, coalesce(w.worker, '') as worker,
     case when w.tags <> '{{}}' then left(w.tags::text, {PREVIEW + 1}) end as tags,
-    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error, now(),
+    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error,
+    durable._now_in_view() as now,
     w.paused_at, w.pause_reason, w.warning, w.forked_from, w.forked_at_step, w.continued_from, w.continued_as
   from durable.workflows w where w.workflow_id = %s""".encode()
 _STEPS = f"""
