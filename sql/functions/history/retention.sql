@@ -208,7 +208,7 @@ begin
       as cutoff
     from (select distinct e.queue from near e) n left join durable.retention_rules r on r.queue = n.queue
   )
-  select count(*), max(e.completed_at), array_agg(e.workflow_id order by e.completed_at) filter (
+  select count(*)::integer, max(e.completed_at), array_agg(e.workflow_id order by e.completed_at) filter (
       where e.completed_at < q.cutoff and (e.parent_id is null
         or not exists (select from durable.live_workflows l where l.workflow_id = e.parent_id)))
     into looked_at, go_on_after, v_past

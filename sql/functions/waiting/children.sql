@@ -66,7 +66,7 @@ declare
   v_last uuid := durable._child_id(first_id);
   v_started integer := durable._children_started(first_id, parent_id);
   v_all record;
-  v_gone jsonb := '{}';
+  v_gone jsonb := jsonb_build_object();
 begin
   select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
     into v_all
