@@ -314,9 +314,6 @@ def test_a_parent_that_is_retried_has_the_children_whose_failure_it_was_run_agai
     assert wait(conn, held, first) == ("ok", {"index": 0, "value": joined(first, 3)})
 
 
-# Races, in each order
-
-
 @pytest.mark.parametrize("gone", [0, 1, 2])
 @pytest.mark.parametrize("retried", [True, False])
 def test_a_child_that_has_left_the_history_counts_as_failed_and_shifts_no_other(
@@ -364,6 +361,9 @@ def test_a_child_that_has_left_the_history_counts_as_failed_and_shifts_no_other(
 def workflow_or_none(conn: Connection, workflow_id: UUID) -> Any:
     found = rows(conn, "select status from durable.workflows where workflow_id = %s", workflow_id)
     return found[0] if found else None
+
+
+# Races, in each order
 
 
 def end_last(conn: Connection, children: list[Any], how: str) -> None:

@@ -59,7 +59,8 @@ $$;
 create function durable._find_dropped_day()
 returns void language plpgsql as $$
 declare
-  v_until timestamptz := greatest(durable._now() - (durable._keeps(durable._now())).shortest, 'epoch');
+  v_now timestamptz := durable._now();
+  v_until timestamptz := greatest(v_now - (durable._keeps(v_now)).shortest, 'epoch');
   v_first timestamptz;
   v_id uuid;
 begin

@@ -338,7 +338,7 @@ begin
       coalesce(min(m.expired_until), '-infinity') as after
     into v_begin
   from durable.history_marks m;
-  v_day := durable._next_day(case when isfinite(v_begin.day) then v_begin.day - 1 else v_begin.day end);
+  v_day := durable._next_day(v_begin.day - 1);
   if v_day is null or durable._start_of(v_day) >= v_now - v_keep.shortest then
     v_day := durable._next_day('-infinity');
   end if;

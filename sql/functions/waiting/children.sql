@@ -66,40 +66,39 @@ declare
   v_last uuid := durable._child_id(first_id);
   v_started integer := durable._children_started(first_id, parent_id);
   v_all record;
-  v_gone jsonb := jsonb_build_object();
+  v_gone uuid[] := array[]::uuid[];
 begin
   select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
     into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
   if v_all.count < v_started then
-    select jsonb_object_agg(p.place, jsonb_build_object('status', 'failed', 'error', jsonb_build_object(
-        'type', 'WorkflowNotFound', 'code', 'WF001', 'message', format('workflow %s not found', p.id),
-        'detail', 'This child ended, and has left the history since: nobody knows how.',
-        'hint', 'Enqueue the parent anew, or keep the history of its children for longer: see durable.retain().')))
-      into v_gone
-    from (
-      select g.place, durable._child_id(_children_value.first_id, g.place) as id from generate_series(0, v_started - 1) as g(place)
-    ) p
-    where not exists (
-      select from durable.finished_workflows f
-      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.workflow_id = p.id);
+    v_gone := array(
+      select durable._child_id(_children_value.first_id, g.place) from generate_series(0, v_started - 1) as g(place)
+      except
+      select f.workflow_id from durable.finished_workflows f
+      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last);
   end if;
-  return jsonb_build_object('first', first_id, 'children', coalesce(v_started, v_all.count), 'failed', v_gone || (
-      select coalesce(jsonb_object_agg(durable._child_place(f.workflow_id), jsonb_build_object(
-        'status', f.status, 'error', case when v_all.error_size <= v_most then f.error else jsonb_build_object(
-          'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end)), '{}')
-      from durable.finished_workflows f
-      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'))
-    || case when v_all.output_size > v_most then '{}' when v_gone = '{}' then jsonb_build_object('outputs', (
-      select jsonb_agg(f.output order by f.workflow_id) from durable.finished_workflows f
-      where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last))
-    else jsonb_build_object('outputs', (
-      select jsonb_agg(f.output order by g.place)
-      from generate_series(0, v_started - 1) as g(place)
-      left join (
-        select c.output, durable._child_place(c.workflow_id) as place from durable.finished_workflows c
-        where c.workflow_id >= _children_value.first_id and c.workflow_id <= v_last) f on f.place = g.place)) end;
+  return jsonb_build_object('first', first_id, 'children', coalesce(v_started, v_all.count), 'failed', (
+      select coalesce(jsonb_object_agg(durable._child_place(n.id), jsonb_build_object('status', n.status, 'error', n.error)), '{}')
+      from (
+        select f.workflow_id as id, f.status, case when v_all.error_size <= v_most then f.error else jsonb_build_object(
+          'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end as error
+        from durable.finished_workflows f
+        where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'
+        union all
+        select g.id, 'failed', jsonb_build_object(
+          'type', 'WorkflowNotFound', 'code', 'WF001', 'message', format('workflow %s not found', g.id),
+          'detail', 'This child ended, and has left the history since: nobody knows how.',
+          'hint', 'Enqueue the parent anew, or keep the history of its children for longer: see durable.retain().')
+        from unnest(v_gone) as g(id)) n))
+    || case when v_all.output_size > v_most then '{}' else jsonb_build_object('outputs', (
+      select jsonb_agg(o.output order by o.id)
+      from (
+        select f.workflow_id as id, f.output from durable.finished_workflows f
+        where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last
+        union all
+        select g.id, null from unnest(v_gone) as g(id)) o)) end;
 end
 $$;
 
