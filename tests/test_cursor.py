@@ -19,9 +19,24 @@ pytestmark = pytest.mark.pg(15, 18)
 PATIENCE = 20.0
 
 
-def mark(conn: Connection, queue: str = "default", priority: int = 0) -> Any:
-    found = rows(conn, "select * from durable.lane_marks where queue = %s and priority = %s", queue, priority)
+def mark(conn: Connection, line: str = "durable._line_id('default', 0, 'w')", queue: str = "default") -> Any:
+    found = rows(
+        conn,
+        f"""select m.seen_xid, i.safe_seq, i.start_seq
+            from (select * from durable.line_marks where queue = %s order by version desc limit 1) m,
+              unnest(m.line_ids, m.safe_seqs, m.start_seqs) as i(line_id, safe_seq, start_seq) where i.line_id = {line}""",
+        queue,
+    )
     return found[0] if found else None
+
+
+def set_marks(conn: Connection, seq: int, also: str) -> None:
+    """Sets the marks of all lines to a place."""
+    conn.execute(
+        f"""update durable.line_marks set seen_seq = {seq}, {also},
+              safe_seqs = array_fill({seq}::bigint, array[cardinality(line_ids)]),
+              start_seqs = array_fill({seq}::bigint, array[cardinality(line_ids)])""".encode()
+    )
 
 
 def until(reached: Callable[[], bool]) -> None:
@@ -123,7 +138,7 @@ def test_a_transaction_that_took_its_xid_long_before_its_place_is_waited_for(db:
     claimed_in_the_end(conn, late)
 
 
-def test_a_lane_of_its_own_priority_is_not_passed_with_another(db: Database) -> None:
+def test_a_line_of_its_own_priority_is_not_passed_with_another(db: Database) -> None:
     conn, slow = db.connect(), db.connect(autocommit=False)
     urgent = enqueue(slow, priority=-5)
     seq = place(slow, urgent)
@@ -140,7 +155,7 @@ def test_what_becomes_ready_again_stands_behind_the_cursor(db: Database) -> None
     (held,) = claim(conn, "first")
     pass_the_line(conn, was_at)
     call(conn, "release_many", [workflow_id], [held.lease])
-    assert place(conn, workflow_id) > mark(conn).start_seq
+    assert place(conn, workflow_id) > was_at
     (again,) = claim(conn, "second")
     assert (again.workflow_id, again.lease > held.lease) == (workflow_id, True)
 
@@ -150,11 +165,8 @@ def test_the_sweep_finds_what_a_wrong_cursor_has_passed(db: Database) -> None:
     pass_the_line(conn, 1)
     lost = enqueue(conn)
     # Nothing does this; the sweep is the net under what nobody thought of.
-    conn.execute(
-        """update durable.lane_marks set safe_seq = %(seq)s, start_seq = %(seq)s, seen_seq = %(seq)s, next_seq = %(seq)s,
-           sweep_at = clock_timestamp() + interval '1 second'""",
-        {"seq": place(conn, lost) + 1000},
-    )
+    seq = place(conn, lost) + 1000
+    set_marks(conn, seq, f"next_seq = {seq}, sweep_at = clock_timestamp() + interval '1 second'")
     assert claim(conn, "now") == []
     claimed_in_the_end(conn, lost)
 
@@ -163,12 +175,9 @@ def test_a_cursor_from_another_server_starts_anew(db: Database) -> None:
     conn = db.connect()
     pass_the_line(conn, 1)
     lost = enqueue(conn)
-    conn.execute(
-        """update durable.lane_marks set safe_seq = 1000000, start_seq = 1000000, seen_seq = 1000000,
-           seen_xid = '99999999999', sweep_at = now()"""
-    )
+    set_marks(conn, 1_000_000, "seen_xid = '99999999999', sweep_at = now()")
     claimed_in_the_end(conn, lost)
-    assert int(mark(conn).seen_xid) < 99999999999
+    assert int(value(conn, "select max(seen_xid) from durable.line_marks where queue <> ''")) < 99999999999
 
 
 def index_reads(conn: Connection, index: str) -> int:
@@ -223,11 +232,11 @@ def test_a_start_that_is_committed_after_its_time_is_woken(db: Database) -> None
             run_at=value(conn, "select clock_timestamp() + interval '1 millisecond'"),
         )
         call(conn, "tick")
-        reached = mark(conn, "")
+        reached = mark(conn, "0", "")
         return reached is not None and bool(reached.start_seq > due + 5_000_000)
 
     until(passed)
-    assert mark(conn, "").safe_seq < due
+    assert mark(conn, "0", "").safe_seq < due
     slow.commit()
     until(lambda: bool(call(conn, "tick")) and any(row.workflow_id == late for row in claim(conn, "late", 100)))
 

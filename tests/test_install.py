@@ -197,8 +197,8 @@ STORED = (
     "select * from durable.workflow_steps order by workflow_id, step_name",
     "select * from durable.workflow_keys order by key",
     # The default queue belongs to the schema and is as old as its installation.
-    "select * from durable.queues where queue <> 'default' order by queue",
-    "select * from durable.lanes order by queue, priority",
+    "select * from durable.known_queues where queue <> 'default' order by queue",
+    "select * from durable.lines order by queue, name, priority, line_id",
     "select worker_id, name, expires_at, died_at from durable.workers order by worker_id",
     "select * from durable.settings order by name",
     "select * from durable.schedules order by name",

@@ -246,8 +246,8 @@ def test_hot_calls_read_only_their_own_rows(db: Database, size: int, analyzed_wh
     if analyzed_when == "filled":
         conn.execute("vacuum analyze")
     work(conn, "first, which fills the caches of plans")
-    # Once a minute a lane is read from its beginning, which is not what this is about.
-    conn.execute("update durable.lane_marks set sweep_at = now() + interval '1 hour'")
+    # Once a minute a line is read from its beginning, which is not what this is about.
+    conn.execute("update durable.line_marks set sweep_at = now() + interval '1 hour'")
     before = reads(conn)
     work(conn, "second")
     assert_only_own_rows_were_read(before, reads(conn))

@@ -51,6 +51,7 @@ select pg_temp.refused($$ update durable.live_workflows set status = 'running', 
 select pg_temp.refused($$ update durable.live_workflows set attempt = 0 $$, 'live_workflows_counts', 'attempts count from one');
 select pg_temp.refused($$ update durable.live_workflows set failures = -1 $$, 'live_workflows_counts', 'failures count from zero');
 select pg_temp.refused($$ update durable.live_workflows set crashes = -1 $$, 'live_workflows_counts', 'crashes count from zero');
+select pg_temp.refused($$ update durable.live_workflows set suspicions = -1 $$, 'live_workflows_counts', 'suspicions count from zero');
 select pg_temp.refused($$ update durable.live_workflows set max_attempts = 0 $$, 'live_workflows_counts', 'there is an attempt');
 select pg_temp.refused($$ update durable.live_workflows set name = '' $$, 'live_workflows_name_length', 'a workflow has a name');
 select pg_temp.refused($$ update durable.live_workflows set name = repeat('x', 201) $$, 'live_workflows_name_length', 'a name is short');
@@ -67,7 +68,7 @@ select pg_temp.refused($$ insert into durable.workflow_keys values ('k', 'x', ge
   'workflow_keys_pkey', 'a key belongs to one workflow');
 select pg_temp.refused($$ insert into durable.workflow_keys values ('', 'x', gen_random_uuid()) $$,
   'workflow_keys_length', 'a key is not empty');
-select pg_temp.refused($$ insert into durable.queues values ('') $$, 'queues_name_length', 'the name of a queue is not empty');
+select pg_temp.refused($$ insert into durable.known_queues values ('') $$, 'known_queues_name_length', 'the name of a queue is not empty');
 
 -- Steps
 create temp table held as select * from durable.claim('w');
@@ -107,8 +108,8 @@ select pg_temp.refused($$ insert into durable.workflow_state select h.workflow_i
 -- Workers and the history
 select pg_temp.refused($$ insert into durable.workers (name, queues, expires_at) values ('w', '{}', now()) $$,
   'workers_live_name_idx', 'the living have different names');
-select pg_temp.refused($$ update durable.workers set suspect_since = now(), session_lock = false $$,
-  'workers_suspect_has_lock', 'only a worker with a session lock is suspected');
+select pg_temp.refused($$ update durable.workers set lock_lost_at = now(), session_lock = false $$,
+  'workers_lost_lock_was_held', 'only a worker with a session lock can lose it');
 select pg_temp.refused($$ update durable.workers set name = '' $$, 'workers_name_length', 'a worker has a name');
 select durable.complete(workflow_id, lease, '1') from held;
 select pg_temp.refused($$ update durable.finished_workflows set status = 'running', output = null, error = '{}' $$,

@@ -104,8 +104,8 @@ select pg_temp.raises(
 -- What ends a workflow without a call of its worker is stored with its code.
 select durable.configure('max_crashes', '1');
 select pg_temp.start('crashing');
-update durable.live_workflows set crashes = 1 where workflow_id = pg_temp.id('crashing');
-update durable.workers set expires_at = now() - interval '1 second' where name = 'worker of crashing';
+update durable.live_workflows set crashes = 1, suspicions = 2 where workflow_id = pg_temp.id('crashing');
+update durable.workers set expires_at = now() - interval '1 second', suspect_id = pg_temp.id('crashing') where name = 'worker of crashing';
 select durable.recover();
 select results_eq(
   $$ select status::text, error ->> 'code', error_message ~ 'max_crashes' from durable.workflows where key = 'crashing' $$,

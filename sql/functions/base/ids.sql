@@ -30,10 +30,13 @@ returns timestamptz language sql immutable strict parallel safe as $$
   select to_timestamp(('x' || translate(substr(id::text, 1, 13), '-', ''))::bit(48)::bigint / 1000.0)
 $$;
 
--- The first id of a time: the bound of a partition.
+-- The first id of a time: the bound of a partition. In plpgsql, for it cannot be inlined, as extract() is not immutable, and SQL
+-- would be planned anew in each call.
 create function durable._first_id(at timestamptz)
-returns uuid language sql immutable strict parallel safe as $$
-  select rpad(lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+returns uuid language plpgsql immutable strict parallel safe as $$
+begin
+  return rpad(lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+end
 $$;
 
 -- Days are those of UTC, everywhere: the day that a workflow was created on, and the start of a day.

@@ -33,6 +33,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_outcome text;
   v_next uuid;
+  v_line_id bigint;
   v_row durable.finished_workflows;
 begin
   if pg_column_size(input) > durable._max_payload() then
@@ -55,9 +56,11 @@ begin
   v_next := durable._new_id();
   v_row := durable._link_runs(workflow_id, v_next);
   perform pg_current_xact_id();
-  insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, status, timeout, name, queue,
+  -- It goes on, and so it does not stand behind those that have not begun.
+  v_line_id := durable._started_line(durable._line_id(v_row.queue, v_row.priority, v_row.name));
+  insert into durable.live_workflows (workflow_id, line_id, ready_seq, created_at, max_attempts, priority, status, timeout, name, queue,
     key, tags, input, continued_from)
-  values (v_next, nextval('durable.ready_seq'), durable._now(), v_row.max_attempts, v_row.priority, 'pending', v_row.timeout,
+  values (v_next, v_line_id, nextval('durable.ready_seq'), durable._now(), v_row.max_attempts, v_row.priority, 'pending', v_row.timeout,
     v_row.name, v_row.queue, v_row.key, v_row.tags, input, workflow_id);
   -- The key stands for what runs: were it left behind, retention would free it while the workflow goes on.
   update durable.workflow_keys k set workflow_id = v_next
@@ -65,7 +68,7 @@ begin
   -- What was sent and not received is for the next run. The tick brings what is committed after this has looked.
   update durable.messages m set workflow_id = v_next, xid = pg_current_xact_id()
   where m.workflow_id = continue_as_new.workflow_id and m.received_by is null;
-  perform durable._ring(v_row.queue, 1);
+  perform durable._line_up(array[row(v_line_id, v_row.priority, v_row.queue, v_row.name)::durable.place]);
   return v_next;
 end
 $$;

@@ -30,7 +30,7 @@ declare
   v_forks uuid[] := array_fill(null::uuid, array[cardinality(workflow_ids)]);
   v_items bigint[];
   v_new uuid[];
-  v_queues text[];
+  v_places durable.place[];
 begin
   perform durable._require((jsonb_typeof(outputs) = 'object') is true, 'outputs must be a JSON object',
     'For example ''{"charge": {"paid": true}}'': the names of steps, and what they are to have returned.');
@@ -43,7 +43,8 @@ begin
   perform pg_current_xact_id();
   for v_day in select d.first_id, d.next_id from durable._by_day(workflow_ids) d loop
     with item as materialized (
-      select i.n, durable._new_id() as fork, w.*
+      select i.n, durable._new_id() as fork, w.*,
+        row(durable._line_id(w.queue, w.priority, w.name), w.priority, w.queue, w.name)::durable.place as place
       from (
         select i.n, i.workflow_id,
           case when from_step is null then '-infinity' else coalesce(
@@ -68,9 +69,9 @@ begin
             select true from durable.open_steps o
             where o.workflow_id = i.workflow_id and o.step_name = k.step_name) is null)
     ), forked as (
-      insert into durable.live_workflows (workflow_id, ready_seq, created_at, max_attempts, priority, replay, status,
+      insert into durable.live_workflows (workflow_id, line_id, ready_seq, created_at, max_attempts, priority, replay, status,
         timeout, name, queue, tags, input, forked_from, forked_at_step)
-      select i.fork, nextval('durable.ready_seq'), v_now, i.max_attempts, i.priority, true, 'pending',
+      select i.fork, (i.place).line_id, nextval('durable.ready_seq'), v_now, i.max_attempts, i.priority, true, 'pending',
         i.timeout, i.name, i.queue, i.tags, coalesce(_fork.input, i.input), i.workflow_id, _fork.from_step
       from item i order by i.n
     ), copied as (
@@ -91,8 +92,8 @@ begin
         where p.workflow_id >= v_day.first_id and p.workflow_id < v_day.next_id
           and p.workflow_id = i.workflow_id and p.step_name = o.key limit 1) c on true
     )
-    select array_agg(i.n), array_agg(i.fork), array_agg(i.queue) into v_items, v_new, v_queues from item i;
-    perform durable._ring_each(v_queues);
+    select array_agg(i.n), array_agg(i.fork), array_agg(i.place) into v_items, v_new, v_places from item i;
+    perform durable._line_up(v_places);
     for i in 1 .. coalesce(cardinality(v_items), 0) loop
       v_forks[v_items[i]] := v_new[i];
     end loop;

@@ -54,8 +54,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 #variable_conflict use_variable
 declare
   v_last uuid;
-  v_queue text;
-  v_seq bigint;
+  v_resumed record;
 begin
   perform from durable.live_workflows l
   where l.workflow_id = resume.workflow_id and l.paused_at is not null for update;
@@ -72,9 +71,9 @@ begin
   set paused_at = null, paused_lease = null, pause_reason = null,
     ready_seq = case when l.status = 'pending' and l.wake_at is null then nextval('durable.ready_seq') end
   where l.workflow_id = resume.workflow_id
-  returning l.queue, l.ready_seq into v_queue, v_seq;
-  if v_seq is not null then
-    perform durable._ring(v_queue, 1);
+  returning l.ready_seq, l.line_id, l.priority, l.queue, l.name into v_resumed;
+  if v_resumed.ready_seq is not null then
+    perform durable._line_up(array[row(v_resumed.line_id, v_resumed.priority, v_resumed.queue, v_resumed.name)::durable.place]);
   end if;
   return true;
 end

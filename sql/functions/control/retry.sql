@@ -15,7 +15,7 @@ declare
   v_day record;
   v_ids uuid[];
   v_errors jsonb[];
-  v_queues text[];
+  v_places durable.place[];
   v_count integer := 0;
 begin
   perform pg_current_xact_id();
@@ -29,20 +29,20 @@ begin
       delete from durable.finished_workflows f
       where f.workflow_id >= v_day.first_id and f.workflow_id < v_day.next_id
         and f.workflow_id = any(array(select e.workflow_id from ended e))
-      returning f.*
+      returning f.*, row(durable._line_id(f.queue, f.priority, f.name), f.priority, f.queue, f.name)::durable.place as place
     ), live as (
-      insert into durable.live_workflows (workflow_id, parent_id, ready_seq, created_at, started_at, attempt, max_attempts,
+      insert into durable.live_workflows (workflow_id, parent_id, line_id, ready_seq, created_at, started_at, attempt, max_attempts,
         priority, replay, status, timeout, name, queue, key, tags, input, warning, forked_from, forked_at_step, continued_from)
-      select b.workflow_id, b.parent_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
+      select b.workflow_id, b.parent_id, (b.place).line_id, nextval('durable.ready_seq'), b.created_at, b.started_at, b.attempt + 1,
         b.max_attempts, b.priority, true, 'pending', b.timeout, b.name, b.queue, b.key, b.tags, b.input, b.warning,
         b.forked_from, b.forked_at_step, b.continued_from
       from back b order by b.workflow_id
     )
-    select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.queue) into v_ids, v_errors, v_queues from back b;
+    select array_agg(b.workflow_id), array_agg(b.error), array_agg(b.place) into v_ids, v_errors, v_places from back b;
     -- Also a step that was interrupted: whoever retries the workflow that it failed decides that it may run again.
     perform durable._forget_failed_steps(i.id, i.error), durable._retry_children(i.id, i.error)
     from unnest(v_ids, v_errors) as i(id, error);
-    perform durable._ring_each(v_queues);
+    perform durable._line_up(v_places);
     v_count := v_count + coalesce(cardinality(v_ids), 0);
   end loop;
   return v_count;

@@ -46,6 +46,165 @@ $$;
 create function durable._new_lease(ready_seq bigint)
 returns bigint language sql volatile as $$ select (ready_seq << 20) | floor(random() * 1048576)::bigint $$;
 
+-- Locks what comes first in some lines, up to p_wanted, and returns the ids. p_heads are lines of one queue and priority with
+-- something in them, in the order of what comes first in each. Nothing behind p_until counts, nor what is in p_known.
+create function durable._first_in(p_heads durable.line_head[], p_wanted integer, p_until bigint, p_known uuid[] default '{}')
+returns uuid[] language plpgsql as $$
+#variable_conflict use_column
+declare
+  v_lines integer := cardinality(p_heads);
+  v_first durable.line_head := p_heads[1];
+  v_ids uuid[] := array[]::uuid[];
+  v_some record;
+  v_candidates uuid[] := array[]::uuid[];
+  v_left integer := p_wanted;
+  -- Candidates were read up to the one, and are to be read up to the other.
+  v_after bigint := 0;
+  v_up_to bigint;
+  v_head integer := 2;
+begin
+  if v_lines = 1 or p_wanted = 1 then
+    v_ids := array(
+      select r.workflow_id from durable.live_workflows r
+      where r.line_id = v_first.line_id and r.ready_seq > v_first.start_seq
+        and r.name = v_first.name and r.queue = v_first.queue and r.priority = v_first.priority
+        and r.workflow_id <> all(p_known)
+      order by r.ready_seq limit p_wanted for update skip locked);
+    if v_lines = 1 or cardinality(v_ids) = p_wanted then
+      return v_ids;
+    end if;
+  end if;
+  -- Bit by bit, up to a place behind which nothing need be compared yet: each line in full would be read in vain. Few are read
+  -- at once. Whole runs of one line are common, for many are enqueued together; so the first bit is what the first line has
+  -- before the second begins.
+  v_up_to := case when v_lines * v_left <= 200 then p_until else p_heads[2].head_seq - 1 end;
+  loop
+    select array_agg(c.workflow_id) as ids, count(*)::integer as count, max(c.ready_seq) as last into v_some
+    from (
+      select r.workflow_id, r.ready_seq
+      from unnest(p_heads) as h
+      cross join lateral (
+        select r.workflow_id, r.ready_seq from durable.live_workflows r
+        where h.head_seq <= v_up_to and r.line_id = h.line_id and r.ready_seq > greatest(h.start_seq, v_after) and r.ready_seq <= v_up_to
+          and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.workflow_id <> all(p_known)
+        order by r.ready_seq limit v_left - cardinality(v_candidates)) r
+      order by r.ready_seq limit v_left - cardinality(v_candidates)) c;
+    v_candidates := v_candidates || v_some.ids;
+    v_after := case when cardinality(v_candidates) = v_left then v_some.last else v_up_to end;
+    if cardinality(v_candidates) = v_left or v_after >= p_until then
+      -- Of these, others may hold some; then it goes on behind them.
+      v_ids := v_ids || array(
+        select r.workflow_id from durable.live_workflows r
+        where r.workflow_id = any(v_candidates) and r.ready_seq is not null for update skip locked);
+      v_left := p_wanted - cardinality(v_ids);
+      v_candidates := array[]::uuid[];
+      exit when v_left = 0 or v_after >= p_until;
+    end if;
+    if v_after < v_up_to then
+      continue;
+    elsif v_head < v_lines then
+      -- From head to head while the runs are long, else past many of them.
+      v_head := case when v_some.count >= v_left / 4 then v_head + 1 else least(v_lines, greatest(v_head + 1, 1 + v_left / 8)) end;
+      v_up_to := greatest(v_up_to, p_heads[v_head].head_seq);
+    elsif v_some.count = 0 then
+      v_up_to := p_until;
+    else
+      -- By as much as what is left takes at the density so far.
+      v_up_to := least(p_until, v_up_to + 1 + (v_up_to - v_first.head_seq)
+        * least(8, 0.2 + 1.2 * (v_left - cardinality(v_candidates)) / greatest(cardinality(v_candidates), 1))::bigint);
+    end if;
+  end loop;
+  return v_ids;
+end
+$$;
+
+-- Whether a worker has no suspect. It gets none from anybody else before the end of this transaction, for its row is locked; while
+-- somebody else has locked it, a later claim asks again.
+create function durable._may_take_suspect(p_worker_id integer)
+returns boolean language plpgsql as $$
+declare
+  v_worker durable.workers;
+begin
+  select * into v_worker from durable.workers w where w.worker_id = p_worker_id for no key update skip locked;
+  return found and not durable._holds_suspect(v_worker);
+end
+$$;
+
+-- How many of the next ones, up to p_wanted, are to be new, where both started and new ones are ready: every fourth. p_line_id is
+-- the line of the new one that came first. Who claims one at a time goes on where the last claim was; while another transaction
+-- is about to say where that is, it is left to chance.
+create function durable._turns_of_new(p_line_id bigint, p_wanted integer)
+returns integer language plpgsql as $$
+declare
+  v_turn durable.line_turns;
+begin
+  if p_wanted % 4 = 0 then
+    return p_wanted / 4;
+  end if;
+  select * into v_turn from durable.line_turns t
+  where t.line_id = p_line_id order by t.version desc limit 1 for update skip locked;
+  if not found then
+    insert into durable.line_turns (line_id, started) values (p_line_id, p_wanted % 4) on conflict do nothing;
+    return (case when found then 0 else floor(random() * 4)::integer end + p_wanted) / 4;
+  end if;
+  update durable.line_turns t
+  set version = t.version + (t.changes % 64 = 63)::integer, changes = t.changes + 1, started = (t.started + p_wanted) % 4
+  where t.line_id = p_line_id and t.version = v_turn.version;
+  return (v_turn.started + p_wanted) / 4;
+end
+$$;
+
+-- The lines that have something in them, with what comes first in each.
+create function durable._heads(p_queue text, p_lines durable.lines[])
+returns durable.line_head[] language plpgsql stable as $$
+declare
+  v_mark durable.line_marks := durable._newest_mark(p_queue);
+begin
+  return array(
+    select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
+    from (
+      select p.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
+      from (select distinct n.line_id, n.priority, n.queue, n.name from unnest(p_lines) n) p
+      left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
+        on m.line_id = p.line_id) l
+    cross join lateral (
+      select r.ready_seq from durable.live_workflows r
+      where r.line_id = l.line_id and r.ready_seq > l.start_seq
+        and r.name = l.name and r.queue = l.queue and r.priority = l.priority
+      order by r.ready_seq limit 1) r);
+end
+$$;
+
+-- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns the ids: started ones first, but every
+-- fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
+create function durable._first_of(
+  p_worker_id integer, p_suspects durable.line_head[], p_started durable.line_head[], p_new durable.line_head[], p_wanted integer,
+  p_until bigint
+)
+returns uuid[] language plpgsql as $$
+declare
+  v_ids uuid[] := array[]::uuid[];
+  v_wanted_new integer := case when p_new is null then 0 when p_suspects is null and p_started is null then p_wanted
+    else durable._turns_of_new(p_new[1].line_id, p_wanted) end;
+begin
+  if p_suspects is not null and v_wanted_new < p_wanted then
+    v_ids := durable._first_in(p_suspects, 1, p_until);
+    update durable.workers w set suspect_id = v_ids[1] where w.worker_id = p_worker_id and cardinality(v_ids) = 1;
+  end if;
+  if p_started is not null and v_wanted_new + cardinality(v_ids) < p_wanted then
+    v_ids := v_ids || durable._first_in(p_started, p_wanted - v_wanted_new - cardinality(v_ids), p_until);
+  end if;
+  if p_new is not null and cardinality(v_ids) < p_wanted then
+    v_ids := v_ids || durable._first_in(p_new, p_wanted - cardinality(v_ids), p_until);
+    if p_started is not null and v_wanted_new > 0 and cardinality(v_ids) < p_wanted then
+      -- There were not as many new ones.
+      v_ids := v_ids || durable._first_in(p_started, p_wanted - cardinality(v_ids), p_until, v_ids);
+    end if;
+  end if;
+  return v_ids;
+end
+$$;
+
 create function durable.claim(
   worker text, queues text[] default '{default}', max_workflows integer default 1, workflows text[] default null,
   synchronous_commit boolean default true
@@ -60,16 +219,24 @@ set plan_cache_mode = force_generic_plan as $$
 declare
   v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
   v_now timestamptz := durable._now();
+  v_ids uuid[];
   v_left integer := max_workflows;
   v_queue text;
-  v_priorities smallint[];
-  v_starts bigint[];
-  v_seq bigint;
-  v_due boolean;
-  v_advanced boolean;
   v_queues integer := cardinality(claim.queues);
   -- Start anywhere in the list, so that a long queue does not starve the ones behind it.
   v_first integer := floor(random() * v_queues)::integer;
+  v_done text[];
+  v_seq bigint;
+  v_lines durable.lines[];
+  v_line durable.lines;
+  v_mark record;
+  v_start bigint;
+  v_moved boolean;
+  v_heads durable.line_head[];
+  v_group record;
+  v_some uuid[];
+  v_has_suspect boolean;
+  v_is_direct boolean := false;
   v_got integer;
 begin
   if (max_workflows >= 0) is not true then
@@ -81,57 +248,105 @@ begin
     perform set_config('synchronous_commit', 'off', true);
   end if;
   for i in 0 .. v_queues - 1 loop
+    exit when v_left <= 0;
     v_queue := claim.queues[1 + (v_first + i) % v_queues];
-    v_advanced := false;
+    if v_queues > 1 then
+      continue when v_queue = any(v_done);
+      v_done := v_done || v_queue;
+    end if;
+    -- Few names are looked up one by one, many compared with all lines of the queue: both may be hundreds.
+    if claim.workflows is null then
+      v_lines := array(select n from durable.lines n where n.queue = v_queue);
+    elsif cardinality(claim.workflows) <= 8 then
+      v_lines := array(select n from durable.lines n where n.queue = v_queue and n.name = any(claim.workflows));
+    else
+      v_lines := array(
+        select n from durable.lines n where n.queue = v_queue and n.name in (select unnest(claim.workflows)));
+    end if;
+    v_line := v_lines[1];
+    continue when v_line is null;
+    v_moved := false;
+    v_heads := null;
     loop
       -- In a variable: as a volatile argument it would keep _is_due from being inlined.
       v_seq := pg_sequence_last_value('durable.ready_seq');
-      -- A lane that is there twice is looked through twice, which harms nothing. A short stretch that may still get rows
-      -- is cheaper to read than to sweep.
-      select array_agg(s.priority), array_agg(s.start_seq), bool_or(s.due) into v_priorities, v_starts, v_due
-      from (
-        select n.priority, durable._is_due(m, v_seq, v_now) as due,
-          coalesce(case when m.start_seq - m.safe_seq < 2000 then m.safe_seq else m.start_seq end, 0) as start_seq
-        from durable.lanes n left join durable.lane_marks m on m.queue = n.queue and m.priority = n.priority
-        where n.queue = v_queue order by n.priority) s;
-      exit when v_advanced or v_due is not true;
-      perform durable._advance_lanes(v_queue);
-      v_advanced := true;
+      select durable._is_due(m, v_seq, v_now) as is_due,
+          durable._start_in(m.safe_seqs[array_position(m.line_ids, v_line.line_id)],
+            m.start_seqs[array_position(m.line_ids, v_line.line_id)], 2000) as start_seq
+        into v_mark
+      from durable.line_marks m where m.queue = v_queue order by m.version desc limit 1;
+      exit when v_moved or v_mark.is_due is false;
+      v_heads := case when cardinality(v_lines) > 1 then durable._heads(v_queue, v_lines) end;
+      perform durable._pass_claimed(v_queue, case when v_heads is null then array[v_line.line_id]
+        else array(select h.line_id from unnest(v_heads) as h) end);
+      v_moved := true;
     end loop;
-    for v_lane in 1 .. coalesce(cardinality(v_priorities), 0) loop
+    if cardinality(v_lines) = 1 and not durable._is_suspect_line(v_line.line_id) then
+      v_start := coalesce(v_mark.start_seq, 0);
+      -- Of the last queue, in the statement that claims.
+      v_is_direct := i = v_queues - 1;
+      exit when v_is_direct;
+      v_ids := v_ids || durable._first_in(
+        array[row(v_line.line_id, v_line.priority, v_queue, v_line.name, v_start, v_start)::durable.line_head], v_left, v_seq);
+      v_left := max_workflows - coalesce(cardinality(v_ids), 0);
+      continue;
+    end if;
+
+    for v_group in
+      select h.priority,
+        array_agg(h order by h.head_seq) filter (where durable._is_suspect_line(h.line_id)) as suspects,
+        array_agg(h order by h.head_seq)
+          filter (where durable._is_started_line(h.line_id) and not durable._is_suspect_line(h.line_id)) as started,
+        array_agg(h order by h.head_seq) filter (where not durable._is_started_line(h.line_id)) as fresh
+      from unnest(coalesce(v_heads, durable._heads(v_queue, v_lines))) as h group by h.priority order by h.priority
+    loop
       exit when v_left <= 0;
-      return query
-      with claimed as (
-        update durable.live_workflows l
-        set status = 'running', lease = durable._new_lease(l.ready_seq), ready_seq = null, worker_id = v_worker_id,
-          started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
-        where l.workflow_id = any(array(
-          select r.workflow_id from durable.live_workflows r
-          where r.queue = v_queue and r.priority = v_priorities[v_lane] and r.ready_seq > v_starts[v_lane]
-            and (claim.workflows is null or r.name = any(claim.workflows))
-          order by r.ready_seq
-          limit v_left for update skip locked))
-        returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline
-      ), replayed as materialized (
-        select s.* from durable._steps(array(select c.workflow_id from claimed c where c.replay)) s
-      )
-      -- Not a join: without a replay, which is the usual case, nothing of it is begun.
-      select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
-        case when c.replay then coalesce((select r.steps from replayed r where r.workflow_id = c.workflow_id), '[]') end,
-        c.created_at, v_now, c.deadline
-      from claimed c order by c.lease;
-      get diagnostics v_got = row_count;
-      v_left := v_left - v_got;
+      if v_group.suspects is not null and v_has_suspect is null then
+        v_has_suspect := not durable._may_take_suspect(v_worker_id);
+      end if;
+      v_some := durable._first_of(
+        v_worker_id, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh, v_left, v_seq);
+      v_has_suspect := v_has_suspect or v_group.suspects is not null and cardinality(v_some) > 0;
+      v_ids := v_ids || v_some;
+      v_left := max_workflows - coalesce(cardinality(v_ids), 0);
     end loop;
   end loop;
-  if v_left < max_workflows then
+  if v_ids is null and not v_is_direct then
+    return;
+  end if;
+  return query
+  with claimed as (
+    update durable.live_workflows l
+    set status = 'running', lease = durable._new_lease(l.ready_seq), ready_seq = null, worker_id = v_worker_id,
+      line_id = durable._started_line(l.line_id),
+      started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
+    where l.workflow_id = any(case when not v_is_direct then v_ids else v_ids || array(
+      select r.workflow_id from durable.live_workflows r
+      where r.line_id = v_line.line_id and r.ready_seq > v_start
+        and r.name = v_line.name and r.queue = v_queue and r.priority = v_line.priority
+      order by r.ready_seq limit v_left for update skip locked) end)
+    returning l.workflow_id, l.lease, l.name, l.queue, l.input, l.attempt, l.replay, l.created_at, l.deadline, l.priority
+  ), replayed as materialized (
+    select s.* from durable._steps(array(select c.workflow_id from claimed c where c.replay)) s
+  )
+  -- Not a join: without a replay, which is the usual case, nothing of it is begun.
+  select c.workflow_id, c.lease, c.name, c.queue, c.input, c.attempt,
+    case when c.replay then coalesce((select r.steps from replayed r where r.workflow_id = c.workflow_id), '[]') end,
+    c.created_at, v_now, c.deadline
+  from claimed c
+  -- By priority, then what is started, then the place in line: in one number, for a sort by three takes twice as long.
+  order by case when v_is_direct then c.lease
+    else c.priority::bigint << 47 | (not c.replay)::integer::bigint << 46 | c.lease >> 20 end;
+  get diagnostics v_got = row_count;
+  if v_got > 0 then
     delete from durable.idle_workers i where i.worker_id = v_worker_id;
   end if;
 end
 $$;
 comment on function durable.claim(text, text[], integer, text[], boolean) is
   'Hands up to max_workflows ready workflows of the given queues to a worker, each with a lease that every later call must '
-  'carry; by priority, then first in, first out, within a queue. workflows, if given, limits it to these names: the ones that '
+  'carry; within a queue by priority, then what was started before, then first in, first out, but of every four at least one is '
+  'new if one is ready. Of workflows that are suspected of killing their workers, a worker holds one at the most. workflows, if given, limits it to these names: the ones that '
   'the worker has code for. A first claim registers the worker. steps is null on a first run, else a JSON array of all '
   'that is stored: {"step_name", "status", "attempt", "output" or "error"}, where "omitted" marks an output to be fetched '
   'with durable.step_result(). claimed_at is the database''s clock. synchronous_commit => false, for a '

@@ -127,22 +127,30 @@ declare
   v_wake_at timestamptz;
   v_ids uuid[];
   v_owners uuid[];
-  v_lane boolean;
+  v_line_id bigint;
   v_idle boolean;
   v_max_bytes bigint;
 begin
   if durable._check_enqueue(workflow, queue, priority, run_at, max_attempts, timeout, tags) then
+    -- The transaction must have its xid before it takes a place in line: whoever knows that no transaction up to some
+    -- xid is open may then conclude that no place taken by one of them is still to come. The same goes for wake_at. And it must
+    -- have it before it looks for the line, see sql/tables/engine/lines.sql.
+    perform pg_current_xact_id();
     -- One query for all that is looked up: an idle server takes its time to start one.
-    select exists (select from durable.lanes n where n.queue = _enqueue.queue and n.priority = _enqueue.priority::smallint),
+    select (
+          select n.line_id from durable.lines n
+          where n.queue = _enqueue.queue and n.name = workflow and n.priority = _enqueue.priority::smallint
+            and not n.leaving and not durable._is_started_line(n.line_id) limit 1),
         exists (select from durable.idle_workers w where w.queue = _enqueue.queue),
         (select s.value::bigint from durable.settings s where s.name = 'max_payload_bytes')
-      into v_lane, v_idle, v_max_bytes;
+      into v_line_id, v_idle, v_max_bytes;
   end if;
   if durable._check_inputs(workflow, inputs, keys, v_max_bytes) and cardinality(inputs) = 1 then
     v_ids := array[durable._new_id()];
   end if;
-  if not v_lane then
-    perform durable._add_lane(_enqueue.queue, _enqueue.priority::smallint);
+  if v_line_id is null then
+    v_line_id := durable._line_id(queue, priority, workflow);
+    perform durable._add_line(v_line_id, _enqueue.priority::smallint, _enqueue.queue, workflow);
   end if;
 
   if v_ids is null then
@@ -150,21 +158,18 @@ begin
   end if;
   v_owners := case when keys is null then v_ids else durable._take_keys(workflow, keys, v_ids) end;
 
-  -- The transaction must have its xid before it takes a place in line: whoever knows that no transaction up to some
-  -- xid is open may then conclude that no place taken by one of them is still to come. The same goes for wake_at.
-  perform pg_current_xact_id();
   v_now := durable._now();
   v_wake_at := case when run_at > v_now then run_at end;
-  insert into durable.live_workflows (workflow_id, ready_seq, wake_at, created_at, max_attempts, priority, status,
+  insert into durable.live_workflows (workflow_id, line_id, ready_seq, wake_at, created_at, max_attempts, priority, status,
     timeout, name, queue, key, tags, input)
-  select i.id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, v_now, _enqueue.max_attempts,
+  select i.id, v_line_id, case when v_wake_at is null then nextval('durable.ready_seq') end, v_wake_at, v_now, _enqueue.max_attempts,
     _enqueue.priority, 'pending', _enqueue.timeout, workflow, _enqueue.queue, i.key, _enqueue.tags, i.input
   from unnest(v_ids, v_owners, inputs, keys) with ordinality as i(id, owner, input, key, n)
   where i.owner = i.id
   order by i.n;
 
   if found and v_wake_at is null and v_idle then
-    perform durable._ring(_enqueue.queue, cardinality(inputs));
+    perform durable._ring(_enqueue.queue, workflow, cardinality(inputs));
   end if;
   return v_owners;
 end

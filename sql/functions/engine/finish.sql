@@ -12,6 +12,7 @@ declare
   v_children uuid[];
   v_parents uuid[];
   v_slots integer[];
+  v_relieved integer[];
 begin
   perform durable._ensure_partitions(workflow_ids);
   with item as materialized (
@@ -46,13 +47,17 @@ begin
   )
   select array_agg(g.workflow_id), array_agg(g.workflow_id) filter (where g.parent_id is not null),
       array_agg(g.parent_id) filter (where g.parent_id is not null),
-      array_agg((g.limited is true and isfinite(g.wake_at) is not false)::integer) filter (where g.parent_id is not null)
-    into v_finished, v_children, v_parents, v_slots
+      array_agg((g.lets_in is true and isfinite(g.wake_at) is not false)::integer) filter (where g.parent_id is not null),
+      array_agg(g.worker_id) filter (where g.suspicions >= 2 and g.worker_id is not null)
+    into v_finished, v_children, v_parents, v_slots, v_relieved
   from gone g;
   if v_children is not null then
     insert into durable.ended_children (parent_id, first_id, slots)
     select c.parent_id, durable._child_id(c.child_id, 0), sum(c.slots)
     from unnest(v_parents, v_children, v_slots) as c(parent_id, child_id, slots) group by 1, 2;
+  end if;
+  if v_relieved is not null then
+    perform durable._relieve(v_relieved);
   end if;
   -- Whoever holds a lease does not wait.
   if _finish.leases is null then

@@ -1,11 +1,47 @@
--- Puts leased workflows whose owner is gone back in line, or gives up the ones that were lost too often. At most
+-- Who killed the worker? When it dies with no suspect, all that it held get a suspicion, and nothing is counted; with the second
+-- one a workflow is a suspect. A worker holds at most one of these. When it dies with one, that one counts a crash, and the
+-- others are not to blame. A checkpoint clears a workflow of suspicion: since the last crash it has come further.
+
+-- The suspects of these workers have ended or are cleared: they may have others.
+create function durable._relieve(worker_ids integer[])
+returns void language plpgsql as $$
+begin
+  perform pg_notify('durable_worker_' || w, '') from unnest(worker_ids) as w;
+end
+$$;
+
+-- Clears workflows that have stored a checkpoint. One that somebody else holds at this moment is cleared by its next one.
+create function durable._clear(workflow_ids uuid[])
+returns void language plpgsql as $$
+declare
+  v_relieved integer[];
+begin
+  with suspected as materialized (
+    select l.workflow_id, l.worker_id, l.suspicions from durable.live_workflows l
+    where l.workflow_id = any(workflow_ids) and l.suspicions > 0
+    for update skip locked
+  ), cleared as (
+    update durable.live_workflows l
+    set suspicions = 0, line_id = durable._cleared_line(l.line_id)
+    where l.workflow_id = any(array(select s.workflow_id from suspected s))
+  )
+  select array_agg(s.worker_id) into v_relieved from suspected s where s.suspicions >= 2;
+  if v_relieved is not null then
+    perform durable._relieve(v_relieved);
+  end if;
+end
+$$;
+
+-- Puts leased workflows whose owner is gone back in line, or gives up the ones that were to blame too often. At most
 -- max_workflows of them.
 create function durable._requeue(worker_ids integer[], max_workflows integer)
 returns integer language plpgsql as $$
 declare
   v_ids uuid[];
+  v_blamed uuid[];
+  v_unclear uuid[];
   v_worn uuid[];
-  v_queues text[];
+  v_places durable.place[];
   v_max integer := durable._setting('max_crashes')::integer;
 begin
   v_ids := array(
@@ -15,7 +51,12 @@ begin
   if cardinality(v_ids) = 0 then
     return 0;
   end if;
-  v_worn := array(select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.crashes >= v_max);
+  select coalesce(array_agg(l.workflow_id) filter (where l.workflow_id = w.suspect_id), '{}'),
+      coalesce(array_agg(l.workflow_id) filter (where w.suspect_id is null), '{}'),
+      array_agg(l.workflow_id) filter (where l.workflow_id = w.suspect_id and l.crashes >= v_max)
+    into v_blamed, v_unclear, v_worn
+  from durable.live_workflows l join durable.workers w on w.worker_id = l.worker_id
+  where l.workflow_id = any(v_ids);
   if cardinality(v_worn) > 0 then
     update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
     perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
@@ -27,12 +68,14 @@ begin
   with requeued as (
     update durable.live_workflows l
     set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq'),
-      crashes = l.crashes + 1, attempt = l.attempt + 1, replay = true
+      line_id = case when l.suspicions >= 1 and l.workflow_id = any(v_unclear) then durable._suspect_line(l.line_id) else l.line_id end,
+      suspicions = least(l.suspicions + (l.workflow_id = any(v_unclear))::integer, 1000),
+      crashes = l.crashes + (l.workflow_id = any(v_blamed))::integer, attempt = l.attempt + 1, replay = true
     where l.workflow_id = any(v_ids)
-    returning l.queue
+    returning row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
-  select array_agg(r.queue) into v_queues from requeued r;
-  perform durable._ring_each(v_queues);
+  select array_agg(r.place) into v_places from requeued r;
+  perform durable._line_up(v_places);
   return cardinality(v_ids);
 end
 $$;
@@ -60,14 +103,15 @@ begin
       select k.objid::bigint from pg_locks k
       where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
         and k.classid::bigint = durable._lock_class() and k.objsubid = 2 and k.granted);
-    update durable.workers w set suspect_since = case when w.worker_id = any(v_free) then v_now end
-    where w.died_at is null and (w.suspect_since is null) = (w.worker_id = any(v_free));
+    update durable.workers w set lock_lost_at = case when w.worker_id = any(v_free) then v_now end
+    where w.died_at is null and (w.lock_lost_at is null) = (w.worker_id = any(v_free));
   end if;
 
-  update durable.workers w set died_at = v_now, suspect_since = null
+  update durable.workers w
+  set died_at = v_now, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
   where w.worker_id = any(array(
     select d.worker_id from durable.workers d
-    where d.died_at is null and (d.expires_at < v_now or d.suspect_since <= v_now - v_grace)
+    where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace)
     limit 1000 for update skip locked));
   -- Not waiting for a claim of theirs that is still open; what it holds is deleted another time.
   delete from durable.idle_workers i
@@ -129,6 +173,7 @@ end
 $$;
 comment on function durable.recover(integer) is
   'Declares workers dead whose lease ran out or whose session is gone, and puts at most max_workflows of what they held back '
-  'in line; returns how many that were. Each counts as a crash; beyond the setting max_crashes the workflow is failed (WF009). '
+  'in line; returns how many that were. A worker that held a suspect was killed by it: that one counts a crash, and is failed '
+  '(WF009) beyond the setting max_crashes. Else each of them gets a suspicion, which a checkpoint clears, and with the second is a suspect. '
   'Workers call it all the time; anyone may. When it is already under way elsewhere, it returns 0 at once. '
   'Errors: WF005 when max_workflows is not positive.';

@@ -10,21 +10,24 @@ declare
   v_now timestamptz := durable._now();
   v_stored_ids uuid[];
   v_stored_names text[];
+  v_suspected boolean;
 begin
   perform durable._ensure_partitions(workflow_ids);
   -- No row lock on the workflow: if its lease is taken away at this moment, the next owner and this call are still
   -- ordered by the constraint on (workflow_id, step_name), where the later one waits and adopts.
-  with item as materialized (
-    select * from unnest(workflow_ids, leases, step_names, outputs, errors, attempts, elapsed_ms)
+  with held as materialized (
+    select i.*, l.suspicions
+    from unnest(workflow_ids, leases, step_names, outputs, errors, attempts, elapsed_ms)
       as i(workflow_id, lease, step_name, output, error, attempt, elapsed_ms)
+    join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease
+    where l.workflow_id = any(_checkpoint.workflow_ids)
   ), stored as (
     insert into durable.checkpoints (workflow_id, started_at, completed_at, attempt, status, step_name, output, error)
     select i.workflow_id, v_now - i.elapsed_ms * interval '1 millisecond', v_now, coalesce(i.attempt, 1),
       case when i.error is null then 'completed' else 'error' end, i.step_name,
       case when i.error is null then i.output end, i.error
-    from item i join durable.live_workflows l on l.workflow_id = i.workflow_id and l.lease = i.lease
-    where l.workflow_id = any(_checkpoint.workflow_ids)
-      and char_length(i.step_name) between 1 and 500
+    from held i
+    where char_length(i.step_name) between 1 and 500
       and (i.elapsed_ms between 0 and 3000000000000) is not false and (i.attempt >= 1) is not false
       and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
     order by i.workflow_id, i.step_name
@@ -34,7 +37,12 @@ begin
     delete from durable.open_steps o using stored s
     where o.workflow_id = any(_checkpoint.workflow_ids) and o.workflow_id = s.workflow_id and o.step_name = s.step_name
   )
-  select array_agg(s.workflow_id), array_agg(s.step_name) into v_stored_ids, v_stored_names from stored s;
+  select array_agg(s.workflow_id), array_agg(s.step_name), (select bool_or(h.suspicions > 0) from held h)
+    into v_stored_ids, v_stored_names, v_suspected
+  from stored s;
+  if v_suspected then
+    perform durable._clear(v_stored_ids);
+  end if;
   if cardinality(v_stored_ids) = cardinality(workflow_ids) then
     return;
   end if;

@@ -29,6 +29,16 @@ begin
 end
 $$;
 
+-- Whether it holds a suspect, one that no checkpoint has cleared yet.
+create function durable._holds_suspect(worker durable.workers)
+returns boolean language plpgsql stable as $$
+begin
+  return exists (
+    select from durable.live_workflows l
+    where l.workflow_id = worker.suspect_id and l.worker_id = worker.worker_id and l.suspicions >= 2);
+end
+$$;
+
 create function durable.attach(worker text, queues text[] default '{default}')
 returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -41,7 +51,7 @@ begin
         and k.classid::bigint = durable._lock_class() and k.objid::bigint = v_worker_id)
     or pg_try_advisory_lock(durable._lock_class(), v_worker_id);
   update durable.workers w
-  set session_lock = v_held, suspect_since = null, queues = attach.queues
+  set session_lock = v_held, lock_lost_at = null, queues = attach.queues
   where w.worker_id = v_worker_id;
   return 'durable_worker_' || v_worker_id;
 end
@@ -120,7 +130,7 @@ returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
-  v_queues text[];
+  v_places durable.place[];
 begin
   perform durable._require(cardinality(workflow_ids) is not distinct from cardinality(leases),
     format('%s workflow ids but %s leases', cardinality(workflow_ids), cardinality(leases)),
@@ -137,11 +147,11 @@ begin
     update durable.live_workflows l
     set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq'), replay = true
     where l.workflow_id = any(array(select h.workflow_id from held h))
-    returning l.queue
+    returning row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
-  select array_agg(r.queue) into v_queues from released r;
-  perform durable._ring_each(v_queues);
-  return coalesce(cardinality(v_queues), 0);
+  select array_agg(r.place) into v_places from released r;
+  perform durable._line_up(v_places);
+  return coalesce(cardinality(v_places), 0);
 end
 $$;
 comment on function durable.release_many(uuid[], bigint[]) is
@@ -156,7 +166,7 @@ declare
   v_worker_id integer;
   v_released integer;
 begin
-  update durable.workers w set died_at = durable._now(), suspect_since = null
+  update durable.workers w set died_at = durable._now(), lock_lost_at = null
   where w.name = leave.worker and w.died_at is null
   returning w.worker_id into v_worker_id;
   delete from durable.idle_workers i where i.worker_id = v_worker_id;

@@ -2,10 +2,10 @@
 create function durable._wake_due(max_workflows integer)
 returns integer language plpgsql as $$
 declare
-  v_after timestamptz := durable._timers_after(0::smallint);
+  v_after timestamptz := durable._timers_after(0);
   v_now timestamptz := durable._now();
   v_ids uuid[];
-  v_queues text[];
+  v_places durable.place[];
 begin
   if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= v_now) then
     return 0;
@@ -18,11 +18,11 @@ begin
       select d.workflow_id from durable.live_workflows d
       where d.wake_at > v_after and d.wake_at <= v_now
       order by d.wake_at limit max_workflows for update skip locked))
-    returning l.workflow_id, l.queue, l.ready_seq
+    returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
-  select array_agg(w.workflow_id), array_agg(w.queue) filter (where w.ready_seq is not null) into v_ids, v_queues from woken w;
+  select array_agg(w.workflow_id), array_agg(w.place) filter (where w.ready_seq is not null) into v_ids, v_places from woken w;
   delete from durable.waits w where w.workflow_id = any(v_ids);
-  perform durable._ring_each(v_queues);
+  perform durable._line_up(v_places);
   return coalesce(cardinality(v_ids), 0);
 end
 $$;
@@ -31,7 +31,7 @@ $$;
 create function durable._time_out(max_workflows integer)
 returns integer language plpgsql as $$
 declare
-  v_after timestamptz := durable._timers_after(1::smallint);
+  v_after timestamptz := durable._timers_after(1);
   v_now timestamptz := durable._now();
   v_late record;
   v_error jsonb := jsonb_build_object(
@@ -82,7 +82,7 @@ declare
   v_report jsonb := jsonb_build_object();
   v_part text;
   v_done integer;
-  v_timers integer[] := array[0, 0];
+  v_timers integer := 0;
   v_again boolean := false;
   v_next timestamptz;
   v_begin constant timestamptz := durable._now();
@@ -97,7 +97,7 @@ begin
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
-    'backfilled', 'firings_forgotten', 'partitions', 'lanes', 'expired', 'forgotten', 'aged']
+    'backfilled', 'firings_forgotten', 'partitions', 'lines', 'registered', 'expired', 'forgotten', 'aged']
   loop
     -- One part that fails does not stop the others.
     begin
@@ -113,7 +113,8 @@ begin
         when 'backfilled' then durable._run_backfills(max_workflows)
         when 'firings_forgotten' then durable._forget_firings(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
-        when 'lanes' then durable._tidy_lanes(max_workflows)
+        when 'lines' then durable._tidy_lines(max_workflows, v_at)
+        when 'registered' then durable._register_lines(max_workflows)
         -- Not what the next tick may drop as a whole.
         when 'expired' then case when v_again then 0 else durable._expire_rows(max_workflows) end
         -- Nobody waits for these: they are free already.
@@ -127,7 +128,7 @@ begin
         else false end;
       v_report := v_report || jsonb_build_object(v_part, coalesce(v_done, 0));
       if v_part in ('woken', 'timed_out') then
-        v_timers[1 + (v_part = 'timed_out')::integer] := v_done;
+        v_timers := v_timers + v_done;
       end if;
       if v_part = 'dropped' and v_done > 0 then
         -- Whoever uses the history now waits for this transaction to end.
@@ -140,17 +141,17 @@ begin
   end loop;
 
   if v_at is not null then
-    perform durable._advance_timers(v_at, v_timers);
+    perform durable._move_timers(v_at, v_timers);
   end if;
 
   v_end := durable._now();
   v_next := least(
     -- Soon, but nine tenths of the time are for others.
     case when v_again then v_end + 9 * (v_end - v_begin) end,
-    durable._line_time(durable._first_timer(0::smallint, durable._timers_after(0::smallint), v_soon)),
-    durable._line_time(durable._first_timer(1::smallint, durable._timers_after(1::smallint), v_soon)),
+    durable._timer_time(durable._first_timer(0, durable._timers_after(0), v_soon)),
+    durable._timer_time(durable._first_timer(1, durable._timers_after(1), v_soon)),
     (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
-    (select min(w.suspect_since) + durable._setting('session_grace')::interval from durable.workers w
+    (select min(w.lock_lost_at) + durable._setting('session_grace')::interval from durable.workers w
      where w.died_at is null));
   return v_report || jsonb_build_object(
     'next_in_ms', case when v_next is not null then
@@ -160,7 +161,7 @@ end
 $$;
 comment on function durable.tick(integer, text) is
   'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
-  'enforces timeouts, fires schedules, makes partitions ahead, tidies the lanes of queues, removes history, events and mail '
+  'enforces timeouts, fires schedules, makes partitions ahead, removes lines of queues that nothing stands in and registers those that are missing, removes history, events and mail '
   'that are past their time. Each part does at most max_workflows per call, or deletes what belonged to twice as many workflows that are gone; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '

@@ -116,6 +116,7 @@ declare
   v_stored record;
   v_queue text;
   v_priority integer;
+  v_line_id bigint;
   v_now timestamptz;
 begin
   perform durable._hold_lease(workflow_id, lease, step_name);
@@ -143,21 +144,20 @@ begin
     perform durable._raise_outcome(v_stored.outcome, workflow_id, lease, step_name);
   end if;
 
-  if not exists (select from durable.lanes n where n.queue = v_queue and n.priority = v_priority::smallint) then
-    perform durable._add_lane(v_queue, v_priority::smallint);
-  end if;
   perform pg_current_xact_id();
+  v_line_id := durable._line_id(v_queue, v_priority, workflow);
   v_now := durable._now();
-  insert into durable.live_workflows (workflow_id, parent_id, limited, ready_seq, wake_at, created_at, max_attempts,
+  insert into durable.live_workflows (workflow_id, parent_id, line_id, lets_in, ready_seq, wake_at, created_at, max_attempts,
     priority, status, timeout, name, queue, tags, input)
-  select durable._child_id(v_first, i.n::integer - 1), workflow_id,
+  select durable._child_id(v_first, i.n::integer - 1), workflow_id, v_line_id,
     case when max_parallel < cardinality(inputs) then true end,
     case when i.n > max_parallel then null else nextval('durable.ready_seq') end,
     case when i.n > max_parallel then 'infinity'::timestamptz end,
     v_now, max_attempts, v_priority, 'pending', timeout, workflow, v_queue, tags, i.input
   from unnest(inputs) with ordinality as i(input, n)
   order by i.n;
-  perform durable._ring(v_queue, least(cardinality(inputs), max_parallel));
+  perform durable._line_up(array_fill(row(v_line_id, v_priority, v_queue, workflow)::durable.place,
+    array[least(cardinality(inputs), max_parallel)]));
   return v_first;
 end
 $$;
@@ -227,7 +227,7 @@ create function durable._let_in(p_xids xid8[], p_seqs bigint[])
 returns integer language plpgsql as $$
 declare
   v_group record;
-  v_queues text[];
+  v_places durable.place[];
   v_count integer;
   v_left integer;
   v_let_in integer := 0;
@@ -247,9 +247,9 @@ begin
         where h.workflow_id >= v_group.first_id and h.workflow_id <= durable._child_id(v_group.first_id)
           and not isfinite(h.wake_at)
         order by h.workflow_id limit v_group.slots for update skip locked))
-      returning l.queue, l.ready_seq
+      returning l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
     )
-    select array_agg(i.queue) filter (where i.ready_seq is not null), count(*)::integer into v_queues, v_count from let_in i;
+    select array_agg(i.place) filter (where i.ready_seq is not null), count(*)::integer into v_places, v_count from let_in i;
     v_left := v_group.slots - v_count;
     if v_left > 0 and not exists (
         select from durable.live_workflows h
@@ -259,7 +259,7 @@ begin
     end if;
     update durable.ended_children e set slots = case when e.seq = v_group.seq then v_left else 0 end
     where e.xid = any(p_xids) and e.seq = any(p_seqs) and e.first_id = v_group.first_id and e.slots > 0;
-    perform durable._ring_each(v_queues);
+    perform durable._line_up(v_places);
     v_let_in := v_let_in + v_count;
   end loop;
   return v_let_in;

@@ -6,7 +6,7 @@ returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
   v_woken uuid[];
-  v_queues text[];
+  v_places durable.place[];
 begin
   if coalesce(cardinality(workflow_ids), 0) = 0 then
     return '{}'::uuid[];
@@ -19,12 +19,12 @@ begin
       select w.workflow_id from durable.live_workflows w
       where w.workflow_id = any(_wake.workflow_ids) and w.status = 'waiting'
       order by w.workflow_id for update skip locked))
-    returning l.workflow_id, l.queue, l.ready_seq
+    returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
-  select coalesce(array_agg(w.workflow_id), '{}'), array_agg(w.queue) filter (where w.ready_seq is not null)
-    into v_woken, v_queues from woken w;
+  select coalesce(array_agg(w.workflow_id), '{}'), array_agg(w.place) filter (where w.ready_seq is not null)
+    into v_woken, v_places from woken w;
   delete from durable.waits w where w.workflow_id = any(v_woken);
-  perform durable._ring_each(v_queues);
+  perform durable._line_up(v_places);
   return v_woken;
 end
 $$;

@@ -9,13 +9,14 @@ create table durable.workers (
   registered_at timestamptz not null default durable._now(),
   heartbeat_at timestamptz not null default durable._now(),
   expires_at timestamptz not null,
-  suspect_since timestamptz,
+  lock_lost_at timestamptz,
   died_at timestamptz,
+  suspect_id uuid,
   cleared_at timestamptz,
   constraint workers_pkey primary key (worker_id),
   constraint workers_name_length check (char_length(name) between 1 and 200),
   constraint workers_cleared_is_dead check (cleared_at is null or died_at is not null),
-  constraint workers_suspect_has_lock check (suspect_since is null or session_lock)
+  constraint workers_lost_lock_was_held check (lock_lost_at is null or session_lock)
 ) with (
   -- A heartbeat changes no indexed column: with room on the page the new version goes there, and nothing waits for vacuum.
   fillfactor = 50
@@ -33,8 +34,11 @@ comment on column durable.workers.queues is 'The queues it named when it registe
 comment on column durable.workers.session_lock is
   'True when it promised to hold a session advisory lock: the loss of that lock means the process is gone.';
 comment on column durable.workers.expires_at is 'When its lease on everything it holds runs out.';
-comment on column durable.workers.suspect_since is 'When its session lock was first found free; null while it is held.';
+comment on column durable.workers.lock_lost_at is 'When its session lock was first found free; null while it is held.';
 comment on column durable.workers.died_at is 'When recovery declared it dead, or it left; null while it lives.';
+comment on column durable.workers.suspect_id is
+  'The last workflow that it claimed while that one was a suspect, so that it holds one at the most; after its death the one that is '
+  'to blame, null for none.';
 comment on column durable.workers.cleared_at is 'When recovery found that it is dead and holds nothing any more.';
 
 -- Unlogged, so that it is empty after a crash of Postgres: that is how one is noticed, and when.
@@ -49,6 +53,7 @@ comment on table durable.crash_marks is 'When the last crash of Postgres was not
 create unlogged table durable.idle_workers (
   queue text not null,
   worker_id integer not null,
+  workflows text[],
   constraint idle_workers_pkey primary key (queue, worker_id)
 ) with (
   -- Read by each enqueue, and a row comes and goes with each pause of a worker: vacuum after a count of them.
@@ -57,3 +62,4 @@ create unlogged table durable.idle_workers (
 );
 create index idle_workers_worker_idx on durable.idle_workers (worker_id);
 comment on table durable.idle_workers is 'Workers that found nothing to claim and wait for the doorbell, per queue.';
+comment on column durable.idle_workers.workflows is 'The names that it has code for, and is rung for; null for all.';

@@ -34,6 +34,7 @@ create table durable.live_workflows (
   worker_id integer,
   failed_lease bigint,
   parked_lease bigint,
+  line_id bigint not null,
   paused_at timestamptz,
   paused_lease bigint,
   attempt integer not null default 1,
@@ -41,8 +42,9 @@ create table durable.live_workflows (
   crashes integer not null default 0,
   max_attempts integer not null default 1,
   priority smallint not null default 0,
+  suspicions smallint not null default 0,
   replay boolean not null default false,
-  limited boolean,
+  lets_in boolean,
   timeout interval,
   status text not null,
   name text not null,
@@ -69,7 +71,7 @@ create table durable.live_workflows (
   constraint live_workflows_reason_is_of_pause check (paused_at is not null or pause_reason is null and paused_lease is null),
   constraint live_workflows_sleeping_has_end check (status <> 'sleeping' or wake_at is not null),
   constraint live_workflows_running_started check (lease is null or started_at is not null),
-  constraint live_workflows_counts check (attempt >= 1 and failures >= 0 and crashes >= 0 and max_attempts >= 1),
+  constraint live_workflows_counts check (attempt >= 1 and failures >= 0 and crashes >= 0 and suspicions >= 0 and max_attempts >= 1),
   constraint live_workflows_tags_is_object check (jsonb_typeof(tags) = 'object')
 ) with (
   -- Room for the new version of a row on its own page; a claim is never a HOT update, but its page is already dirty.
@@ -82,8 +84,8 @@ create table durable.live_workflows (
   autovacuum_vacuum_insert_threshold = -1,
   autovacuum_vacuum_cost_delay = 0
 );
--- Claims read this index from its start; it has the rows in line and no others.
-create index live_workflows_ready_idx on durable.live_workflows (queue, priority, ready_seq) where ready_seq is not null;
+-- Claims read a line of this index from its start; it has the rows in line and no others.
+create index live_workflows_ready_idx on durable.live_workflows (line_id, ready_seq) where ready_seq is not null;
 -- Recovery reads what a dead worker holds.
 create index live_workflows_held_idx on durable.live_workflows (worker_id) where worker_id is not null;
 create index live_workflows_wake_idx on durable.live_workflows (wake_at) where wake_at is not null;
@@ -96,15 +98,20 @@ comment on column durable.live_workflows.status is
   'child or approval).';
 comment on table durable.live_workflows is 'One row for each workflow that is not finished. Read it through durable.workflows.';
 comment on column durable.live_workflows.parent_id is 'The workflow that started it and is told of its end; null for most.';
-comment on column durable.live_workflows.limited is
+comment on column durable.live_workflows.lets_in is
   'True for a child whose end lets in a sibling that max_parallel holds back; one that is held back has a wake_at of infinity.';
 comment on column durable.live_workflows.lease is 'Fencing token of the worker that runs it; every later call of that worker carries it.';
-comment on column durable.live_workflows.ready_seq is 'Place in line within queue and priority; null when it is not ready.';
+comment on column durable.live_workflows.ready_seq is 'Place in its line; null when it is not ready.';
+comment on column durable.live_workflows.line_id is
+  'The line that it stands in when it is ready; the claim makes it that of the started ones. See sql/tables/engine/lines.sql.';
 comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry, sleep or the end of a wait.';
 comment on column durable.live_workflows.deadline is 'When its timeout ends it; set by the first claim.';
 comment on column durable.live_workflows.attempt is 'Which attempt this is, from 1; failures, crashes and retries add one.';
 comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
-comment on column durable.live_workflows.crashes is 'Attempts that ended with the death of the worker; compared with the setting max_crashes.';
+comment on column durable.live_workflows.crashes is
+  'Attempts that ended with the death of the worker while it was the suspect; compared with the setting max_crashes.';
+comment on column durable.live_workflows.suspicions is
+  'How often, since its last checkpoint, its worker died with no suspect to blame; with the second it is a suspect.';
 comment on column durable.live_workflows.replay is 'True when it ran before, so that a claim hands over the stored steps.';
 comment on column durable.live_workflows.failed_lease is
   'Lease under which the last attempt was reported as failed, so that the same report sent again is recognised.';

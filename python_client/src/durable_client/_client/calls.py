@@ -19,7 +19,7 @@ RECLAIM = (
     "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
     " from durable.reclaim(%s, %s::uuid[])"
 )
-IDLE = "select durable.idle(%s, %s::text[])"
+IDLE = "select durable.idle(%s, %s::text[], %s::text[])"
 ATTACH = "select durable.attach(%s, %s::text[])"
 LEAVE = "select durable.leave(%s)"
 TICK = "select durable.tick(worker => %s)"

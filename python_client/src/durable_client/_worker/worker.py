@@ -221,7 +221,9 @@ class Worker:
                 await asyncio.sleep(_NAP)
             elif self._has_channel and not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
-                await self._link.execute(calls.IDLE, (self.name, calls.text_array(self.queues)))
+                await self._link.execute(
+                    calls.IDLE, (self.name, calls.text_array(self.queues), calls.text_array(self._workflows))
+                )
                 self._announced = True
             else:
                 with suppress(asyncio.TimeoutError):

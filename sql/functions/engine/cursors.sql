@@ -1,0 +1,132 @@
+-- Moving the claim cursors; the rules stand with durable.line_marks.
+
+create function durable._newest_mark(p_queue text)
+returns durable.line_marks language plpgsql stable as $$
+declare
+  v_mark durable.line_marks;
+begin
+  select * into v_mark from durable.line_marks m where m.queue = p_queue order by m.version desc limit 1;
+  return v_mark;
+end
+$$;
+
+-- Where to begin to read a line. A short stretch that may still get rows is cheaper to read than to sweep.
+create function durable._start_in(safe_seq bigint, start_seq bigint, short bigint)
+returns bigint language sql immutable as $$
+  select coalesce(case when start_seq - safe_seq < short then safe_seq else start_seq end, 0)
+$$;
+
+-- Whether a mark (null when there is none yet) may have to move. Where claims read a few places too many it need not: moving
+-- takes as long as reading some hundred. Stable, as its subtraction is: else it is not inlined.
+create function durable._is_due(mark durable.line_marks, seq bigint, at timestamptz)
+returns boolean language sql stable as $$
+  select mark.queue is null or mark.moved_at < at - interval '20 milliseconds'
+    and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq or mark.is_behind and mark.moved_at < at - interval '100 milliseconds')
+$$;
+
+-- The first place in a line after p_after and up to p_until that is ready; null when there is none.
+create function durable._first_ready(p_queue text, p_line_id bigint, p_after bigint, p_until bigint)
+returns bigint language plpgsql stable as $$
+begin
+  if p_queue = '' then
+    return durable._first_timer(p_line_id, durable._timer_time(p_after), durable._timer_time(p_until));
+  end if;
+  return (
+    select l.ready_seq from durable.live_workflows l
+    where l.line_id = p_line_id and l.ready_seq > p_after and l.ready_seq <= p_until
+    order by l.ready_seq limit 1);
+end
+$$;
+
+-- Moves the marks of a queue for a claim that found something in these lines; for one claimer at a time.
+create function durable._pass_claimed(p_queue text, p_line_ids bigint[])
+returns void language plpgsql as $$
+declare
+  v_now timestamptz := durable._now();
+  v_seq bigint;
+begin
+  -- An xid that was assigned before the place is read proves nothing.
+  if pg_current_xact_id_if_assigned() is not null
+    or not pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext(p_queue)) then
+    return;
+  end if;
+  v_seq := coalesce(pg_sequence_last_value('durable.ready_seq'), 0);
+  perform durable._move_marks(p_queue, p_line_ids, v_seq, pg_current_xact_id(), v_now);
+end
+$$;
+
+-- Moves the marks of the lines that a queue has marks for, and of those given.
+create function durable._move_marks(p_queue text, p_line_ids bigint[], p_seq bigint, p_xid xid8, p_now timestamptz)
+returns void language plpgsql as $$
+declare
+  v_mark durable.line_marks := durable._newest_mark(p_queue);
+  -- A new statement has a new snapshot: whatever ended before it was taken is visible to the look-ups in it.
+  v_is_safe boolean := pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.seen_xid;
+  v_goes_on boolean := v_mark.next_at < p_now - interval '1 second';
+  v_sweeps boolean := v_mark.sweep_at <= p_now;
+  v_new durable.line_marks := v_mark;
+  v_had_gap boolean := v_mark.safe_seqs <> v_mark.start_seqs;
+  v_has_gap boolean;
+  v_done_at timestamptz;
+begin
+  -- Marks with an xid from the future came with a dump from another server.
+  if v_mark.queue is null or v_mark.seen_xid > p_xid then
+    delete from durable.line_marks m where m.queue = p_queue;
+    insert into durable.line_marks (queue, version, seen_seq, seen_xid, next_seq, next_at, moved_at, sweep_at)
+    values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute');
+    return;
+  end if;
+  if v_is_safe then
+    v_new.seen_seq := p_seq;
+    v_new.seen_xid := p_xid;
+  end if;
+  if v_goes_on then
+    v_new.next_seq := p_seq;
+    v_new.next_at := p_now;
+  end if;
+  with line as materialized (
+    select l.*
+    from (
+      select coalesce(m.line_id, g.line_id) as line_id, coalesce(m.safe_seq, 0) as safe_seq, coalesce(m.start_seq, 0) as start_seq
+      from unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
+      full join unnest(p_line_ids) as g(line_id) on g.line_id = m.line_id) l
+    -- The sweep forgets lines that have left.
+    where not v_sweeps or p_queue = '' or exists (select from durable.lines n where n.line_id = l.line_id)
+  ), safe as materialized (
+    select l.*, case when v_is_safe then durable._first_ready(p_queue, l.line_id, l.safe_seq, v_mark.seen_seq) end as first_seq
+    from line l
+  ), begun as materialized (
+    -- What committed late behind the start brings it back.
+    select s.line_id, case when v_is_safe then coalesce(s.first_seq - 1, v_mark.seen_seq) else s.safe_seq end as safe_seq,
+      case when not v_is_safe then s.start_seq when s.first_seq is null then greatest(s.start_seq, v_mark.seen_seq)
+        else s.first_seq - 1 end as start_seq
+    from safe s
+  ), gone_on as materialized (
+    select b.line_id, b.safe_seq, case when v_goes_on then greatest(b.start_seq, coalesce(
+      durable._first_ready(p_queue, b.line_id, b.start_seq, v_mark.next_seq) - 1, v_mark.next_seq)) else b.start_seq end as start_seq
+    from begun b
+  ), swept as materialized (
+    select g.line_id, g.safe_seq, case when v_sweeps then coalesce(
+      durable._first_ready(p_queue, g.line_id, 0, g.start_seq) - 1, g.start_seq) else g.start_seq end as start_seq
+    from gone_on g
+  )
+  select coalesce(array_agg(s.line_id), '{}'), coalesce(array_agg(least(s.safe_seq, s.start_seq)), '{}'),
+      coalesce(array_agg(s.start_seq), '{}'), coalesce(bool_or(s.safe_seq < v_new.seen_seq), false)
+    into v_new.line_ids, v_new.safe_seqs, v_new.start_seqs, v_new.is_behind
+  from swept s;
+  v_has_gap := v_new.safe_seqs <> v_new.start_seqs;
+  v_new.is_behind := v_new.is_behind or v_has_gap;
+  if v_sweeps then
+    -- The sweep may take a twentieth of the time at the most.
+    v_done_at := durable._now();
+    v_new.sweep_at := v_done_at + greatest(20 * (v_done_at - p_now), case when v_has_gap then interval '1 second' else interval '1 minute' end);
+  elsif v_has_gap and not v_had_gap then
+    v_new.sweep_at := least(v_mark.sweep_at, p_now + interval '1 second');
+  end if;
+  update durable.line_marks m
+  set version = m.version + (m.changes % 64 = 63)::integer, changes = m.changes + 1, seen_seq = v_new.seen_seq,
+    seen_xid = v_new.seen_xid, next_seq = v_new.next_seq, next_at = v_new.next_at, moved_at = p_now, sweep_at = v_new.sweep_at,
+    is_behind = v_new.is_behind, line_ids = v_new.line_ids, safe_seqs = v_new.safe_seqs, start_seqs = v_new.start_seqs
+  where m.queue = p_queue and m.version = v_mark.version;
+end
+$$;
