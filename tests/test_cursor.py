@@ -269,8 +269,8 @@ def test_ticks_do_not_wade_through_what_an_open_transaction_keeps(db: Database, 
         for _ in range(3):
             # As if a tenth of them had been held up for eleven seconds; they leave the line without a tick.
             conn.execute(
-                f"""insert into durable.live_workflows (workflow_id, {column}, ready_seq, created_at, status, name, queue)
-                    select durable._new_id(), clock_timestamp() - interval '11 seconds' + n * interval '1 microsecond',
+                f"""insert into durable.live_workflows (workflow_id, line_id, {column}, ready_seq, created_at, status, name, queue)
+                    select durable._new_id(), 0, clock_timestamp() - interval '11 seconds' + n * interval '1 microsecond',
                       {"null" if column == "wake_at" else "n"}, now(), 'pending', 'w', 'elsewhere' from generate_series(1, 5000) n""".encode()
             )
             conn.execute("delete from durable.live_workflows")

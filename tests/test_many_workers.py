@@ -67,8 +67,8 @@ def test_a_thousand_workers_that_die_at_once_are_recovered_in_batches(db: Databa
         # The ready ones that were there before it are not read again, nor what the dead hold beyond the batch.
         assert reads(conn, "live_workflows") - before <= 10_000
     assert value(conn, "select durable.tick()")["recovered"] == 0
-    assert rows(conn, "select status::text, crashes, count(*) from durable.workflows group by 1, 2") == [
-        ("pending", 1, 5 * LIVING)
+    assert rows(conn, "select status::text, attempt, count(*) from durable.workflows group by 1, 2") == [
+        ("pending", 2, 5 * LIVING)
     ]
     assert value(conn, "select count(*) from durable.idle_workers") == 0
     assert len(claim(conn, "next", 5 * LIVING)) == 5 * LIVING

@@ -745,8 +745,8 @@ def test_what_is_left_of_a_dropped_day_is_found_behind_much_that_stays(db: Datab
         [day_of(conn, 50)],
     )
     conn.execute(
-        """insert into durable.live_workflows (workflow_id, created_at, status, name, queue, wake_at)
-           select k.workflow_id, now(), 'pending', 'w', 'later', 'infinity' from durable.workflow_keys k
+        """insert into durable.live_workflows (workflow_id, line_id, created_at, status, name, queue, wake_at)
+           select k.workflow_id, 0, now(), 'pending', 'w', 'later', 'infinity' from durable.workflow_keys k
            where k.key like 'live%'"""
     )
     day = day_of(conn, 50)

@@ -88,7 +88,7 @@ def test_a_psql_worker_that_is_killed_within_a_step_is_followed_by_another(db: D
         with worker():
             decide_next(conn, "approved")
             wait_until(conn, "select status = 'completed' from durable.workflows where workflow_id = %s", workflow_id)
-    assert workflow(conn, workflow_id).crashes == 1
+    assert workflow(conn, workflow_id).attempt == 2
     assert set(steps(conn, workflow_id)) == set(STEPS)
     assert value(conn, "select available from demo_psql.stock") == 2
 

@@ -46,75 +46,72 @@ $$;
 create function durable._new_lease(ready_seq bigint)
 returns bigint language sql volatile as $$ select (ready_seq << 20) | floor(random() * 1048576)::bigint $$;
 
--- Locks what comes first in some lines, up to p_wanted, and returns the ids. p_heads are lines of one queue and priority with
--- something in them, in the order of what comes first in each. Nothing behind p_until counts, nor what is in p_known.
-create function durable._first_in(p_heads durable.line_head[], p_wanted integer, p_until bigint, p_known uuid[] default '{}')
-returns uuid[] language plpgsql as $$
+-- Locks what comes first in some lines, up to p_wanted, and returns where these rows are. p_heads are lines of one queue and
+-- priority with something in them, in the order of what comes first in each. Nothing behind p_until counts, nor what is in p_known.
+create function durable._first_in(p_heads durable.line_head[], p_wanted integer, p_until bigint, p_known tid[] default '{}')
+returns tid[] language plpgsql as $$
 #variable_conflict use_column
 declare
   v_lines integer := cardinality(p_heads);
   v_first durable.line_head := p_heads[1];
-  v_ids uuid[] := array[]::uuid[];
+  v_rows tid[] := array[]::tid[];
   v_some record;
-  v_candidates uuid[] := array[]::uuid[];
+  v_candidates tid[] := array[]::tid[];
   v_left integer := p_wanted;
-  -- Candidates were read up to the one, and are to be read up to the other.
-  v_after bigint := 0;
+  -- How many candidates are read before they are locked; they were read up to the one place, and are to be read up to the other.
+  v_most integer := p_wanted;
+  v_after bigint := 0::bigint;
   v_up_to bigint;
-  v_head integer := 2;
 begin
   if v_lines = 1 or p_wanted = 1 then
-    v_ids := array(
-      select r.workflow_id from durable.live_workflows r
+    v_rows := array(
+      select r.ctid from durable.live_workflows r
       where r.line_id = v_first.line_id and r.ready_seq > v_first.start_seq
-        and r.name = v_first.name and r.queue = v_first.queue and r.priority = v_first.priority
-        and r.workflow_id <> all(p_known)
+        and r.name = v_first.name and r.queue = v_first.queue and r.priority = v_first.priority and r.ctid <> all(p_known)
       order by r.ready_seq limit p_wanted for update skip locked);
-    if v_lines = 1 or cardinality(v_ids) = p_wanted then
-      return v_ids;
+    if v_lines = 1 or cardinality(v_rows) = p_wanted then
+      return v_rows;
     end if;
   end if;
-  -- Bit by bit, up to a place behind which nothing need be compared yet: each line in full would be read in vain. Few are read
-  -- at once. Whole runs of one line are common, for many are enqueued together; so the first bit is what the first line has
-  -- before the second begins.
-  v_up_to := case when v_lines * v_left <= 200 then p_until else p_heads[2].head_seq - 1 end;
+  -- Bit by bit, for most of what each line has would be read in vain. Up to a place before which there cannot be more than are
+  -- wanted, and then by as much as what is left takes at the density so far; where there was nothing, to the next line that
+  -- begins, or four times as far.
+  v_up_to := case when v_lines * v_left <= 50 then p_until else least(p_until, v_first.head_seq + v_left - 1) end;
   loop
-    select array_agg(c.workflow_id) as ids, count(*)::integer as count, max(c.ready_seq) as last into v_some
+    select array_agg(c.ctid) as rows, max(c.ready_seq) as last into v_some
     from (
-      select r.workflow_id, r.ready_seq
+      select r.ctid, r.ready_seq
       from unnest(p_heads) as h
       cross join lateral (
-        select r.workflow_id, r.ready_seq from durable.live_workflows r
+        select r.ctid, r.ready_seq from durable.live_workflows r
         where h.head_seq <= v_up_to and r.line_id = h.line_id and r.ready_seq > greatest(h.start_seq, v_after) and r.ready_seq <= v_up_to
-          and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.workflow_id <> all(p_known)
-        order by r.ready_seq limit v_left - cardinality(v_candidates)) r
-      order by r.ready_seq limit v_left - cardinality(v_candidates)) c;
-    v_candidates := v_candidates || v_some.ids;
-    v_after := case when cardinality(v_candidates) = v_left then v_some.last else v_up_to end;
-    if cardinality(v_candidates) = v_left or v_after >= p_until then
-      -- Of these, others may hold some; then it goes on behind them.
-      v_ids := v_ids || array(
-        select r.workflow_id from durable.live_workflows r
-        where r.workflow_id = any(v_candidates) and r.ready_seq is not null for update skip locked);
-      v_left := p_wanted - cardinality(v_ids);
-      v_candidates := array[]::uuid[];
+          and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.ctid <> all(p_known)
+          -- Mostly what others are about to claim: else each of many claimers would first come upon what the others have.
+          and r.xmax <> all(array(select x::xid from pg_snapshot_xip(pg_current_snapshot()) as x))
+        order by r.ready_seq limit v_most - cardinality(v_candidates)) r
+      order by r.ready_seq limit v_most - cardinality(v_candidates)) c;
+    v_candidates := v_candidates || v_some.rows;
+    v_after := case when cardinality(v_candidates) = v_most then v_some.last else v_up_to end;
+    if cardinality(v_candidates) = v_most or v_after >= p_until then
+      -- Of these, others may hold some; then it goes on behind them, and takes more into view. What is ready is never changed and
+      -- ready at the same place, so that where one was there is no other.
+      v_rows := v_rows || array(
+        select r.ctid from durable.live_workflows r
+        where r.ctid = any(v_candidates) and r.ready_seq <= p_until
+        order by r.ready_seq limit v_left for update skip locked);
+      v_left := p_wanted - cardinality(v_rows);
       exit when v_left = 0 or v_after >= p_until;
+      v_most := 4 * v_left;
+      v_candidates := array[]::tid[];
     end if;
-    if v_after < v_up_to then
-      continue;
-    elsif v_head < v_lines then
-      -- From head to head while the runs are long, else past many of them.
-      v_head := case when v_some.count >= v_left / 4 then v_head + 1 else least(v_lines, greatest(v_head + 1, 1 + v_left / 8)) end;
-      v_up_to := greatest(v_up_to, p_heads[v_head].head_seq);
-    elsif v_some.count = 0 then
-      v_up_to := p_until;
-    else
-      -- By as much as what is left takes at the density so far.
-      v_up_to := least(p_until, v_up_to + 1 + (v_up_to - v_first.head_seq)
-        * least(8, 0.2 + 1.2 * (v_left - cardinality(v_candidates)) / greatest(cardinality(v_candidates), 1))::bigint);
+    if v_after >= v_up_to then
+      v_up_to := least(p_until, v_most + coalesce(
+        case when v_some.rows is null then (select min(h.head_seq) from unnest(p_heads) as h where h.head_seq > v_up_to) end,
+        v_up_to + ((v_up_to - v_first.head_seq) * case when v_some.rows is null then 3
+          else least(16, 1.2 * (v_most - cardinality(v_candidates)) / (cardinality(v_candidates) + 1)) end)::bigint));
     end if;
   end loop;
-  return v_ids;
+  return v_rows;
 end
 $$;
 
@@ -154,54 +151,33 @@ begin
 end
 $$;
 
--- The lines that have something in them, with what comes first in each.
-create function durable._heads(p_queue text, p_lines durable.lines[])
-returns durable.line_head[] language plpgsql stable as $$
-declare
-  v_mark durable.line_marks := durable._newest_mark(p_queue);
-begin
-  return array(
-    select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
-    from (
-      select p.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
-      from (select distinct n.line_id, n.priority, n.queue, n.name from unnest(p_lines) n) p
-      left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
-        on m.line_id = p.line_id) l
-    cross join lateral (
-      select r.ready_seq from durable.live_workflows r
-      where r.line_id = l.line_id and r.ready_seq > l.start_seq
-        and r.name = l.name and r.queue = l.queue and r.priority = l.priority
-      order by r.ready_seq limit 1) r);
-end
-$$;
-
--- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns the ids: started ones first, but every
+-- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns where these rows are: started ones first, but every
 -- fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
 create function durable._first_of(
   p_worker_id integer, p_suspects durable.line_head[], p_started durable.line_head[], p_new durable.line_head[], p_wanted integer,
   p_until bigint
 )
-returns uuid[] language plpgsql as $$
+returns tid[] language plpgsql as $$
 declare
-  v_ids uuid[] := array[]::uuid[];
+  v_rows tid[] := array[]::tid[];
   v_wanted_new integer := case when p_new is null then 0 when p_suspects is null and p_started is null then p_wanted
     else durable._turns_of_new(p_new[1].line_id, p_wanted) end;
 begin
   if p_suspects is not null and v_wanted_new < p_wanted then
-    v_ids := durable._first_in(p_suspects, 1, p_until);
-    update durable.workers w set suspect_id = v_ids[1] where w.worker_id = p_worker_id and cardinality(v_ids) = 1;
+    v_rows := durable._first_in(p_suspects, 1, p_until);
+    update durable.workers w set suspect_id = (select l.workflow_id from durable.live_workflows l where l.ctid = v_rows[1]) where w.worker_id = p_worker_id and cardinality(v_rows) = 1;
   end if;
-  if p_started is not null and v_wanted_new + cardinality(v_ids) < p_wanted then
-    v_ids := v_ids || durable._first_in(p_started, p_wanted - v_wanted_new - cardinality(v_ids), p_until);
+  if p_started is not null and v_wanted_new + cardinality(v_rows) < p_wanted then
+    v_rows := v_rows || durable._first_in(p_started, p_wanted - v_wanted_new - cardinality(v_rows), p_until);
   end if;
-  if p_new is not null and cardinality(v_ids) < p_wanted then
-    v_ids := v_ids || durable._first_in(p_new, p_wanted - cardinality(v_ids), p_until);
-    if p_started is not null and v_wanted_new > 0 and cardinality(v_ids) < p_wanted then
+  if p_new is not null and cardinality(v_rows) < p_wanted then
+    v_rows := v_rows || durable._first_in(p_new, p_wanted - cardinality(v_rows), p_until);
+    if p_started is not null and v_wanted_new > 0 and cardinality(v_rows) < p_wanted then
       -- There were not as many new ones.
-      v_ids := v_ids || durable._first_in(p_started, p_wanted - cardinality(v_ids), p_until, v_ids);
+      v_rows := v_rows || durable._first_in(p_started, p_wanted - cardinality(v_rows), p_until, v_rows);
     end if;
   end if;
-  return v_ids;
+  return v_rows;
 end
 $$;
 
@@ -219,7 +195,7 @@ set plan_cache_mode = force_generic_plan as $$
 declare
   v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
   v_now timestamptz := durable._now();
-  v_ids uuid[];
+  v_rows tid[];
   v_left integer := max_workflows;
   v_queue text;
   v_queues integer := cardinality(claim.queues);
@@ -234,7 +210,7 @@ declare
   v_moved boolean;
   v_heads durable.line_head[];
   v_group record;
-  v_some uuid[];
+  v_some tid[];
   v_has_suspect boolean;
   v_is_direct boolean := false;
   v_got integer;
@@ -266,19 +242,17 @@ begin
     v_line := v_lines[1];
     continue when v_line is null;
     v_moved := false;
-    v_heads := null;
     loop
       -- In a variable: as a volatile argument it would keep _is_due from being inlined.
       v_seq := pg_sequence_last_value('durable.ready_seq');
       select durable._is_due(m, v_seq, v_now) as is_due,
           durable._start_in(m.safe_seqs[array_position(m.line_ids, v_line.line_id)],
-            m.start_seqs[array_position(m.line_ids, v_line.line_id)], 2000) as start_seq
+            m.start_seqs[array_position(m.line_ids, v_line.line_id)], 2000) as start_seq,
+          m.line_ids, m.safe_seqs, m.start_seqs
         into v_mark
       from durable.line_marks m where m.queue = v_queue order by m.version desc limit 1;
       exit when v_moved or v_mark.is_due is false;
-      v_heads := case when cardinality(v_lines) > 1 then durable._heads(v_queue, v_lines) end;
-      perform durable._pass_claimed(v_queue, case when v_heads is null then array[v_line.line_id]
-        else array(select h.line_id from unnest(v_heads) as h) end);
+      perform durable._pass_claimed(v_queue, array(select distinct n.line_id from unnest(v_lines) as n));
       v_moved := true;
     end loop;
     if cardinality(v_lines) = 1 and not durable._is_suspect_line(v_line.line_id) then
@@ -286,19 +260,39 @@ begin
       -- Of the last queue, in the statement that claims.
       v_is_direct := i = v_queues - 1;
       exit when v_is_direct;
-      v_ids := v_ids || durable._first_in(
+      v_rows := v_rows || durable._first_in(
         array[row(v_line.line_id, v_line.priority, v_queue, v_line.name, v_start, v_start)::durable.line_head], v_left, v_seq);
-      v_left := max_workflows - coalesce(cardinality(v_ids), 0);
+      v_left := max_workflows - coalesce(cardinality(v_rows), 0);
       continue;
     end if;
 
+    v_heads := array(
+      select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
+      from (
+        select n.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
+        from unnest(v_lines) as n
+        left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
+          on m.line_id = n.line_id) l
+      cross join lateral (
+        -- By the number alone: that something else may have the same is seen when rows are locked.
+        select r.ready_seq from durable.live_workflows r
+        where r.line_id = l.line_id and r.ready_seq > l.start_seq
+        order by r.ready_seq limit 1) r
+      order by l.priority, not durable._is_started_line(l.line_id), r.ready_seq);
+    continue when cardinality(v_heads) = 0;
+    if v_heads[1].priority = v_heads[cardinality(v_heads)].priority and not durable._is_started_line(v_heads[1].line_id) then
+      -- All are new and of one priority.
+      v_rows := v_rows || durable._first_in(v_heads, v_left, v_seq);
+      v_left := max_workflows - cardinality(v_rows);
+      continue;
+    end if;
     for v_group in
       select h.priority,
         array_agg(h order by h.head_seq) filter (where durable._is_suspect_line(h.line_id)) as suspects,
         array_agg(h order by h.head_seq)
           filter (where durable._is_started_line(h.line_id) and not durable._is_suspect_line(h.line_id)) as started,
         array_agg(h order by h.head_seq) filter (where not durable._is_started_line(h.line_id)) as fresh
-      from unnest(coalesce(v_heads, durable._heads(v_queue, v_lines))) as h group by h.priority order by h.priority
+      from unnest(v_heads) as h group by h.priority order by h.priority
     loop
       exit when v_left <= 0;
       if v_group.suspects is not null and v_has_suspect is null then
@@ -307,11 +301,11 @@ begin
       v_some := durable._first_of(
         v_worker_id, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh, v_left, v_seq);
       v_has_suspect := v_has_suspect or v_group.suspects is not null and cardinality(v_some) > 0;
-      v_ids := v_ids || v_some;
-      v_left := max_workflows - coalesce(cardinality(v_ids), 0);
+      v_rows := v_rows || v_some;
+      v_left := max_workflows - coalesce(cardinality(v_rows), 0);
     end loop;
   end loop;
-  if v_ids is null and not v_is_direct then
+  if v_rows is null and not v_is_direct then
     return;
   end if;
   return query
@@ -320,8 +314,8 @@ begin
     set status = 'running', lease = durable._new_lease(l.ready_seq), ready_seq = null, worker_id = v_worker_id,
       line_id = durable._started_line(l.line_id),
       started_at = coalesce(l.started_at, v_now), deadline = coalesce(l.deadline, v_now + l.timeout)
-    where l.workflow_id = any(case when not v_is_direct then v_ids else v_ids || array(
-      select r.workflow_id from durable.live_workflows r
+    where l.ctid = any(case when not v_is_direct then v_rows else v_rows || array(
+      select r.ctid from durable.live_workflows r
       where r.line_id = v_line.line_id and r.ready_seq > v_start
         and r.name = v_line.name and r.queue = v_queue and r.priority = v_line.priority
       order by r.ready_seq limit v_left for update skip locked) end)
@@ -336,7 +330,7 @@ begin
   from claimed c
   -- By priority, then what is started, then the place in line: in one number, for a sort by three takes twice as long.
   order by case when v_is_direct then c.lease
-    else c.priority::bigint << 47 | (not c.replay)::integer::bigint << 46 | c.lease >> 20 end;
+    else (c.priority::bigint << 47) | ((not c.replay)::integer::bigint << 46) | (c.lease >> 20) end;
   get diagnostics v_got = row_count;
   if v_got > 0 then
     delete from durable.idle_workers i where i.worker_id = v_worker_id;

@@ -24,18 +24,15 @@ returns boolean language sql stable as $$
     and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq or mark.is_behind and mark.moved_at < at - interval '100 milliseconds')
 $$;
 
--- The first place in a line after p_after and up to p_until that is ready; null when there is none.
+-- The first place in a line after p_after and up to p_until that is ready, if any. A set, so that it is inlined.
 create function durable._first_ready(p_queue text, p_line_id bigint, p_after bigint, p_until bigint)
-returns bigint language plpgsql stable as $$
-begin
-  if p_queue = '' then
-    return durable._first_timer(p_line_id, durable._timer_time(p_after), durable._timer_time(p_until));
-  end if;
-  return (
-    select l.ready_seq from durable.live_workflows l
-    where l.line_id = p_line_id and l.ready_seq > p_after and l.ready_seq <= p_until
-    order by l.ready_seq limit 1);
-end
+returns setof bigint language sql stable rows 1 as $$
+  (select l.ready_seq from durable.live_workflows l
+   where p_queue <> '' and l.line_id = p_line_id and l.ready_seq > p_after and l.ready_seq <= p_until
+   order by l.ready_seq limit 1)
+  union all
+  select t.place from durable._first_timer(p_line_id, durable._timer_time(p_after), durable._timer_time(p_until)) as t(place)
+  where p_queue = '' and t.place is not null
 $$;
 
 -- Moves the marks of a queue for a claim that found something in these lines; for one claimer at a time.
@@ -92,23 +89,21 @@ begin
       full join unnest(p_line_ids) as g(line_id) on g.line_id = m.line_id) l
     -- The sweep forgets lines that have left.
     where not v_sweeps or p_queue = '' or exists (select from durable.lines n where n.line_id = l.line_id)
-  ), safe as materialized (
-    select l.*, case when v_is_safe then durable._first_ready(p_queue, l.line_id, l.safe_seq, v_mark.seen_seq) end as first_seq
-    from line l
   ), begun as materialized (
     -- What committed late behind the start brings it back.
-    select s.line_id, case when v_is_safe then coalesce(s.first_seq - 1, v_mark.seen_seq) else s.safe_seq end as safe_seq,
-      case when not v_is_safe then s.start_seq when s.first_seq is null then greatest(s.start_seq, v_mark.seen_seq)
-        else s.first_seq - 1 end as start_seq
-    from safe s
+    select l.line_id, case when v_is_safe then coalesce(f.seq - 1, v_mark.seen_seq) else l.safe_seq end as safe_seq,
+      case when not v_is_safe then l.start_seq when f.seq is null then greatest(l.start_seq, v_mark.seen_seq) else f.seq - 1 end as start_seq
+    from line l left join lateral durable._first_ready(
+        p_queue, l.line_id, l.safe_seq, case when v_is_safe then v_mark.seen_seq end) as f(seq) on true
   ), gone_on as materialized (
-    select b.line_id, b.safe_seq, case when v_goes_on then greatest(b.start_seq, coalesce(
-      durable._first_ready(p_queue, b.line_id, b.start_seq, v_mark.next_seq) - 1, v_mark.next_seq)) else b.start_seq end as start_seq
-    from begun b
+    select b.line_id, b.safe_seq,
+      case when v_goes_on then greatest(b.start_seq, coalesce(f.seq - 1, v_mark.next_seq)) else b.start_seq end as start_seq
+    from begun b left join lateral durable._first_ready(
+        p_queue, b.line_id, b.start_seq, case when v_goes_on then v_mark.next_seq end) as f(seq) on true
   ), swept as materialized (
-    select g.line_id, g.safe_seq, case when v_sweeps then coalesce(
-      durable._first_ready(p_queue, g.line_id, 0, g.start_seq) - 1, g.start_seq) else g.start_seq end as start_seq
-    from gone_on g
+    select g.line_id, g.safe_seq, coalesce(f.seq - 1, g.start_seq) as start_seq
+    from gone_on g left join lateral durable._first_ready(
+        p_queue, g.line_id, 0, case when v_sweeps then g.start_seq end) as f(seq) on true
   )
   select coalesce(array_agg(s.line_id), '{}'), coalesce(array_agg(least(s.safe_seq, s.start_seq)), '{}'),
       coalesce(array_agg(s.start_seq), '{}'), coalesce(bool_or(s.safe_seq < v_new.seen_seq), false)

@@ -97,10 +97,11 @@ begin
       group by d.line_id, d.priority, d.queue, d.name
     )
     select k.*, exists (
-      select from durable.live_workflows r where r.line_id = k.line_id and r.ready_seq is not null) as is_used
+        select from durable.live_workflows r where r.line_id = k.line_id and r.ready_seq is not null) as is_used,
+      exists (select from durable.known_queues q where q.queue = k.queue) as is_listed
     from kind k order by k.queue
   loop
-    continue when not durable._add_queue(v_line.queue);
+    continue when not (v_line.is_listed or durable._add_queue(v_line.queue));
     v_tidied := v_tidied + 1;
     if not v_line.is_used and not v_line.leaves and cardinality(v_line.places) = 1 then
       v_marked := v_marked || v_line.places;
