@@ -103,7 +103,7 @@ export class Worker {
         this.#idle = false;
       } else if (free > 0 && !this.#idle) {
         // What is enqueued from now on rings; what came before is found by claiming once more.
-        await this.query("select durable.idle($1, $2)", this.name, this.#queues);
+        await this.query("select durable.idle($1, $2, $3)", this.name, this.#queues, known);
         this.#idle = true;
       } else {
         // A claim whose answer was lost gave us what we do not know of.

@@ -117,7 +117,7 @@ class WorkflowFailed(_Failure):
 
 
 class RecoveryLimitExceeded(WorkflowFailed):
-    """The workflow lost its worker more often than the setting ``max_crashes`` allows."""
+    """The workflow killed more workers than the setting ``max_crashes`` allows."""
 
     code = "WF009"
 

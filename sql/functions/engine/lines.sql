@@ -138,6 +138,7 @@ returns integer language plpgsql as $$
 #variable_conflict use_column
 declare
   v_lowest constant bigint := -9223372036854775808;
+  v_highest constant bigint := 9223372036854775807;
   v_from bigint := durable._line_hash(random()::text, 0, '');
   v_ids bigint[];
   v_found durable.place;
@@ -148,23 +149,23 @@ begin
   if exists (select from durable.line_sweeps s where s.sweep_at > v_began_at) then
     return 0;
   end if;
-  v_ids := array(select distinct o.line_id from (
-    select l.line_id from durable.lines l where l.line_id >= v_from order by l.line_id limit max_lines) o order by o.line_id);
-  if cardinality(v_ids) < max_lines then
-    -- Round the end, and so through the gap that v_from is in.
-    v_ids := array(select distinct o.line_id from (
-      select l.line_id from durable.lines l order by l.line_id limit max_lines) o order by o.line_id);
-    v_ids := v_lowest || v_ids;
+  v_ids := array(select distinct l.line_id from durable.lines l where l.line_id >= v_from order by l.line_id limit max_lines + 1);
+  if cardinality(v_ids) <= max_lines then
+    -- From the lowest number on, and if there are no more lines to the highest: through the gap that v_from is in.
+    v_ids := v_lowest || array(select distinct l.line_id from durable.lines l order by l.line_id limit max_lines);
+    if cardinality(v_ids) <= max_lines then
+      v_ids := v_ids || v_highest;
+    end if;
   end if;
-  for v_line in 1 .. cardinality(v_ids) loop
+  for v_gap in 1 .. cardinality(v_ids) - 1 loop
     loop
       select l.line_id, l.priority, l.queue, l.name into v_found from durable.live_workflows l
-      where l.ready_seq is not null and l.line_id > v_ids[v_line] and l.line_id < coalesce(v_ids[v_line + 1], 9223372036854775807)
+      where l.ready_seq is not null and l.line_id > v_ids[v_gap] and l.line_id < v_ids[v_gap + 1]
       order by l.line_id, l.ready_seq limit 1;
       exit when not found;
       perform durable._line_up(array[v_found]);
       v_added := v_added + 1;
-      v_ids[v_line] := v_found.line_id;
+      v_ids[v_gap] := v_found.line_id;
     end loop;
   end loop;
   -- What left a line that is gone lies there until vacuum may remove it: a twentieth of the time at the most.

@@ -1,13 +1,13 @@
 create view durable.workflows as
-  select l.workflow_id, l.name, l.status, l.queue, l.key, l.priority, l.tags, l.attempt, l.failures, l.crashes, l.max_attempts,
-    l.input, null::jsonb as output, l.error, l.error ->> 'message' as error_message,
+  select l.workflow_id, l.name, l.status, l.queue, l.key, l.priority, l.tags, l.attempt, l.failures, l.crashes, l.suspicions,
+    l.max_attempts, l.input, null::jsonb as output, l.error, l.error ->> 'message' as error_message,
     l.created_at, l.started_at, null::timestamptz as completed_at, l.wake_at, l.deadline, l.timeout,
     (select w.name from durable.workers w where w.worker_id = l.worker_id) as worker, l.parent_id,
     l.paused_at, l.pause_reason, l.warning, l.forked_from, l.forked_at_step, l.continued_from, null::uuid as continued_as
   from durable.live_workflows l
   union all
-  select f.workflow_id, f.name, f.status, f.queue, f.key, f.priority, f.tags, f.attempt, f.failures, f.crashes, f.max_attempts,
-    f.input, f.output, f.error, f.error ->> 'message',
+  select f.workflow_id, f.name, f.status, f.queue, f.key, f.priority, f.tags, f.attempt, f.failures, f.crashes, null,
+    f.max_attempts, f.input, f.output, f.error, f.error ->> 'message',
     f.created_at, f.started_at, f.completed_at, null, f.deadline, f.timeout,
     (select w.name from durable.workers w where w.worker_id = f.worker_id), f.parent_id,
     null, null, f.warning, f.forked_from, f.forked_at_step, f.continued_from, f.continued_as
@@ -16,7 +16,8 @@ comment on view durable.workflows is
   'Every workflow, unfinished and finished. status is pending (ready, or due later), running (leased by a worker), sleeping (until '
   'a time), waiting (for a message, event, child or approval), or, at the end, completed, failed or cancelled. error is what '
   'ended the last attempt; wake_at is when a delayed, retried or sleeping one becomes ready (infinity for a child that '
-  'max_parallel holds back); worker is the worker that runs it, or ended it while that one is still listed; parent_id is the '
+  'max_parallel holds back); crashes are the deaths of workers that it was to blame for, and suspicions, while it is unfinished, those '
+  'since its last checkpoint that it may be to blame for; worker is the worker that runs it, or ended it while that one is still listed; parent_id is the '
   'workflow that started a child. paused_at is when it was paused, null while it is not. forked_from and forked_at_step tell '
   'what it is a fork of; continued_from and continued_as are the runs before and '
   'after it.';
