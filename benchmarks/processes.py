@@ -28,6 +28,7 @@ class WorkerOptions:
     profile: Profile  # "default" leaves all settings of the system as they are
     in_flight: int  # for the profile "throughput"
     mark_fd: int | None
+    names: int | None = None  # so many workflows of one step, and no others, see workload.nth()
 
     def mark(self, sample: int) -> None:
         """Reports that the body of a workflow began."""
@@ -83,7 +84,14 @@ class WorkerProcess:
     """A worker of one system in a process of its own."""
 
     def __init__(
-        self, system: str, profile: Profile, dsn: str, marks: Marks | None = None, *, in_flight: int = IN_FLIGHT
+        self,
+        system: str,
+        profile: Profile,
+        dsn: str,
+        marks: Marks | None = None,
+        *,
+        in_flight: int = IN_FLIGHT,
+        names: int | None = None,
     ) -> None:
         self.system = system
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
@@ -93,6 +101,7 @@ class WorkerProcess:
                 sys.executable, "-m", "benchmarks.worker", "--system", system, "--profile", profile, "--dsn", dsn,
                 "--in-flight", str(in_flight),
                 *(["--mark-fd", str(mark_fd)] if mark_fd is not None else []),
+                *(["--names", str(names)] if names is not None else []),
             ],
             stdout=self._output, stderr=self._output, pass_fds=[mark_fd] if mark_fd is not None else [],
             cwd=ROOT,
@@ -108,6 +117,9 @@ class WorkerProcess:
     def require_alive(self) -> None:
         if self._process.poll() is not None:
             raise SystemExit(f"The worker of {self.system} ended with {self._process.returncode}:\n{self.output()}")
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def output(self) -> str:
         self._output.seek(0)

@@ -15,9 +15,10 @@ def main() -> None:
     parser.add_argument("--dsn", required=True)
     parser.add_argument("--in-flight", required=True, type=int)
     parser.add_argument("--mark-fd", type=int, default=None)
+    parser.add_argument("--names", type=int, default=None)
     args = parser.parse_args()
 
-    options = WorkerOptions(args.dsn, args.profile, args.in_flight, args.mark_fd)
+    options = WorkerOptions(args.dsn, args.profile, args.in_flight, args.mark_fd, args.names)
     systems.load(args.system).serve(options)
 
 

@@ -2,6 +2,7 @@
 
 from benchmarks.bench import Scenario
 from benchmarks.scenarios import (
+    bare_latency,
     crash_recovery,
     deep_backlog,
     enqueue,
@@ -10,6 +11,8 @@ from benchmarks.scenarios import (
     idle_latency,
     idle_load,
     large_history,
+    line_workers,
+    lines,
     many_workers,
     one_step,
     plain_def,
@@ -19,6 +22,7 @@ from benchmarks.scenarios import (
     sleepers,
     sql_batches,
     sql_queue,
+    suspects,
     ten_steps,
     waiting,
     years,
@@ -33,6 +37,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     sql_batches.SCENARIO,
     deep_backlog.SCENARIO,
     held_snapshot.SCENARIO,
+    lines.SCENARIO,
+    line_workers.SCENARIO,
     sleepers.SCENARIO,
     half_load.SCENARIO,
     large_history.SCENARIO,
@@ -40,7 +46,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     retention.SCENARIO,
     enqueue.SCENARIO,
     idle_latency.SCENARIO,
+    bare_latency.SCENARIO,
     crash_recovery.SCENARIO,
+    suspects.SCENARIO,
     idle_load.SCENARIO,
     many_workers.SCENARIO,
     schedules.SCENARIO,

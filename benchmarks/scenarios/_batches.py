@@ -9,9 +9,11 @@ from typing import Any
 
 from psycopg import Connection
 
-from benchmarks.workload import ORDER, QUEUE, charge
+from benchmarks.workload import ONE_STEP, ORDER, QUEUE, charge
 
 INPUT, OUTPUT = json.dumps(ORDER), json.dumps(charge(ORDER))
+CLAIM_OF = "select workflow_id::text, lease from durable.claim(%s, array[%s], %s, workflows => %s::text[])"
+COMPLETE = "select * from durable.complete_many(%s::uuid[], %s::bigint[], %s::jsonb[])"
 Claimed = tuple[list[str], list[int]]  # ids and leases
 
 
@@ -27,18 +29,21 @@ def texts(text: str, size: int) -> str:
     return array([f'"{quoted}"'] * size)
 
 
-def enqueue(conn: Connection[Any], size: int, *, priority: int = 0) -> None:
+def enqueue(conn: Connection[Any], size: int, *, workflow: str = ONE_STEP, priority: int = 0) -> None:
     conn.execute(
-        "select durable.enqueue_many('one_step', %s::jsonb[], queue => %s, priority => %s)",
-        [texts(INPUT, size), QUEUE, priority],
+        "select durable.enqueue_many(%s, %s::jsonb[], queue => %s, priority => %s)",
+        [workflow, texts(INPUT, size), QUEUE, priority],
         prepare=True,
     )
 
 
-def claim(conn: Connection[Any], size: int) -> Claimed:
-    rows = conn.execute(
-        "select workflow_id::text, lease from durable.claim('worker', array[%s], %s)", [QUEUE, size], prepare=True
-    ).fetchall()
+def claim(conn: Connection[Any], size: int, *, names: Iterable[str] | None = None) -> Claimed:
+    """Of all workflows, or, as a client does, of those that there is code for."""
+    if names is None:
+        query, values = "select workflow_id::text, lease from durable.claim('worker', array[%s], %s)", [QUEUE, size]
+    else:
+        query, values = CLAIM_OF, ["worker", QUEUE, size, array(names)]
+    rows = conn.execute(query, values, prepare=True).fetchall()
     if len(rows) != size:
         raise SystemExit(f"A claim of {size} got {len(rows)}.")
     return [row[0] for row in rows], [row[1] for row in rows]
@@ -55,11 +60,7 @@ def checkpoint(conn: Connection[Any], claimed: Claimed) -> None:
 
 def complete(conn: Connection[Any], claimed: Claimed) -> None:
     ids, leases = claimed
-    conn.execute(
-        "select * from durable.complete_many(%s::uuid[], %s::bigint[], %s::jsonb[])",
-        [array(ids), array(leases), texts(OUTPUT, len(ids))],
-        prepare=True,
-    )
+    conn.execute(COMPLETE, [array(ids), array(leases), texts(OUTPUT, len(ids))], prepare=True)
 
 
 def one_step_batch(conn: Connection[Any], size: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.bench import Bench, Scenario
 from benchmarks.measurement import Measurement, Target, percentile
 from benchmarks.processes import Marks, WorkerProcess
-from benchmarks.systems import System
+from benchmarks.systems import Producer, System
 from benchmarks.workload import MARK
 
 WARM_UP = 5
@@ -39,19 +39,23 @@ def _latencies(bench: Bench, system: System, samples: int) -> list[float]:
         with WorkerProcess(system.name, "default", dsn, marks) as worker, system.producer(dsn) as enqueue:
             for sample in range(WARM_UP + samples):
                 time.sleep(gaps.uniform(*GAP))
-                called_at = time.monotonic()
-                enqueue(MARK, {"sample": sample})
-                mark = marks.next(PATIENCE)
-                if mark is None or mark.sample != sample:
-                    worker.require_alive()
-                    raise SystemExit(
-                        f"{system.name}: sample {sample} did not run within {PATIENCE} s:\n{worker.output()}"
-                    )
+                milliseconds = latency(worker, marks, enqueue, sample)
                 if sample >= WARM_UP:
-                    found.append((mark.at - called_at) * 1000)
+                    found.append(milliseconds)
     finally:
         marks.close()
     return found
+
+
+def latency(worker: WorkerProcess, marks: Marks, enqueue: Producer, sample: int) -> float:
+    """Milliseconds of one sample."""
+    called_at = time.monotonic()
+    enqueue(MARK, {"sample": sample})
+    mark = marks.next(PATIENCE)
+    if mark is None or mark.sample != sample:
+        worker.require_alive()
+        raise SystemExit(f"{worker.system}: sample {sample} did not run within {PATIENCE} s:\n{worker.output()}")
+    return (mark.at - called_at) * 1000
 
 
 SCENARIO = Scenario("idle-latency", "Idle: from enqueue to the first line of the body, default settings", run)

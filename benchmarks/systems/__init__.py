@@ -16,6 +16,7 @@ TITLES = {
     "pgqueuer": "PgQueuer",
     "graphile_worker": "graphile-worker",
     "pg_boss": "pg-boss",
+    "bare": "bare table",
 }
 NAMES = tuple(TITLES)
 

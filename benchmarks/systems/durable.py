@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import durable_client
@@ -21,17 +24,21 @@ from benchmarks.workload import (
     HOLD,
     LONG,
     MARK,
+    NAP,
     NO_STEP,
     ONE_STEP,
     ONE_STEP_DEF,
     ORDER,
+    POISON,
     QUEUE,
     RECEIVE,
+    STEADY,
     STEPS,
     TEN_STEPS,
     TEN_STEPS_DEF,
     TOPIC,
     charge,
+    nth,
 )
 
 BACKLOG_BATCH = 1000
@@ -69,7 +76,10 @@ class _Durable:
 
     def serve(self, options: WorkerOptions) -> None:
         app = Durable(options.dsn)
-        _register(app, options)
+        if options.names is None:
+            _register(app, options)
+        else:
+            _register_names(app, options.names)
         if options.profile == "throughput":
             app.run_worker(queues=[QUEUE], **self.throughput_settings(options.in_flight))
         else:
@@ -146,6 +156,41 @@ def _register(app: Durable, options: WorkerOptions) -> None:
             await ctx.step(step, ORDER)
         while True:
             options.mark(await ctx.receive(TOPIC))
+
+    @app.workflow(name=NAP, queue=QUEUE)
+    async def nap(ctx: AsyncContext, value: dict[str, float]) -> None:
+        if value:
+            await asyncio.sleep(value["seconds"])
+            return
+        while True:
+            due = await ctx.now() + timedelta(seconds=1 + ctx.random())
+            await ctx.sleep_until(due)
+            options.mark(round(due.timestamp() * 1_000_000))
+
+    @app.step
+    async def moment(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @app.workflow(name=STEADY, queue=QUEUE)
+    async def steady(ctx: AsyncContext, moments: list[float]) -> None:
+        for seconds in moments:
+            await ctx.step(moment, seconds)
+
+    @app.workflow(name=POISON, queue=QUEUE)
+    async def poison(ctx: AsyncContext) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _register_names(app: Durable, names: int) -> None:
+    @app.step(name="charge")
+    async def step(order: dict[str, Any]) -> dict[str, Any]:
+        return charge(order)
+
+    for n in range(names):
+
+        @app.workflow(name=nth(n), queue=QUEUE)
+        async def one_step(ctx: AsyncContext, order: dict[str, Any]) -> dict[str, Any]:
+            return await ctx.step(step, order)
 
 
 SYSTEM = _Durable()

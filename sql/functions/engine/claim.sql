@@ -64,9 +64,11 @@ declare
   v_up_to bigint;
 begin
   if v_lines = 1 or p_wanted = 1 then
+    -- Of several lines only what comes first in all of them; the next one in its line may not.
     v_rows := array(
       select r.ctid from durable.live_workflows r
       where r.line_id = v_first.line_id and r.ready_seq > v_first.start_seq
+        and r.ready_seq <= case when v_lines = 1 then p_until else v_first.head_seq end
         and r.name = v_first.name and r.queue = v_first.queue and r.priority = v_first.priority and r.ctid <> all(p_known)
       order by r.ready_seq limit p_wanted for update skip locked);
     if v_lines = 1 or cardinality(v_rows) = p_wanted then
@@ -127,41 +129,48 @@ begin
 end
 $$;
 
--- How many of the next ones, up to p_wanted, are to be new, where both started and new ones are ready: every fourth. p_line_id is
--- the line of the new one that came first. Who claims one at a time goes on where the last claim was; while another transaction
--- is about to say where that is, it is left to chance.
-create function durable._turns_of_new(p_line_id bigint, p_wanted integer)
+-- How many of the next ones, up to p_wanted, are to be new, where both started and new ones are ready: every fourth. Counted for
+-- all who claim the same (queue, priority, names): a count of the whole queue would give the new ones always to the same of
+-- two workers that claim in turns. While another transaction is about to say how far it has come, it is left to chance.
+create function durable._turns_of_new(p_claim bigint, p_wanted integer)
 returns integer language plpgsql as $$
 declare
-  v_turn durable.line_turns;
+  v_now timestamptz := durable._now();
+  v_turn durable.claim_turns;
 begin
   if p_wanted % 4 = 0 then
     return p_wanted / 4;
   end if;
-  select * into v_turn from durable.line_turns t
-  where t.line_id = p_line_id order by t.version desc limit 1 for update skip locked;
-  if not found then
-    insert into durable.line_turns (line_id, started) values (p_line_id, p_wanted % 4) on conflict do nothing;
-    return (case when found then 0 else floor(random() * 4)::integer end + p_wanted) / 4;
+  if pg_try_advisory_xact_lock(hashtext('durable.turns'), hashint8(p_claim)) then
+    select * into v_turn from durable.claim_turns t
+    where t.claim = p_claim order by t.version desc limit 1 for update skip locked;
+    if found then
+      update durable.claim_turns t
+      set version = t.version + (t.changes % 64 = 63)::integer, changes = t.changes + 1, claimed = (t.claimed + p_wanted) % 4,
+        claimed_at = v_now
+      where t.claim = p_claim and t.version = v_turn.version;
+      return (v_turn.claimed + p_wanted) / 4;
+    elsif not exists (select from durable.claim_turns t where t.claim = p_claim) then
+      insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now) on conflict do nothing;
+      return p_wanted / 4;
+    end if;
   end if;
-  update durable.line_turns t
-  set version = t.version + (t.changes % 64 = 63)::integer, changes = t.changes + 1, started = (t.started + p_wanted) % 4
-  where t.line_id = p_line_id and t.version = v_turn.version;
-  return (v_turn.started + p_wanted) / 4;
+  return (floor(random() * 4)::integer + p_wanted) / 4;
 end
 $$;
 
 -- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns where these rows are: started ones first, but every
 -- fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
 create function durable._first_of(
-  p_worker_id integer, p_suspects durable.line_head[], p_started durable.line_head[], p_new durable.line_head[], p_wanted integer,
-  p_until bigint
+  p_worker_id integer, p_names text[], p_suspects durable.line_head[], p_started durable.line_head[], p_new durable.line_head[],
+  p_wanted integer, p_until bigint
 )
 returns tid[] language plpgsql as $$
 declare
   v_rows tid[] := array[]::tid[];
   v_wanted_new integer := case when p_new is null then 0 when p_suspects is null and p_started is null then p_wanted
-    else durable._turns_of_new(p_new[1].line_id, p_wanted) end;
+    else durable._turns_of_new(
+      hashtextextended(p_new[1].queue || coalesce(p_names::text, ''), p_new[1].priority), p_wanted) end;
 begin
   if p_suspects is not null and v_wanted_new < p_wanted then
     v_rows := durable._first_in(p_suspects, 1, p_until);
@@ -299,7 +308,7 @@ begin
         v_has_suspect := not durable._may_take_suspect(v_worker_id);
       end if;
       v_some := durable._first_of(
-        v_worker_id, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh, v_left, v_seq);
+        v_worker_id, claim.workflows, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh, v_left, v_seq);
       v_has_suspect := v_has_suspect or v_group.suspects is not null and cardinality(v_some) > 0;
       v_rows := v_rows || v_some;
       v_left := max_workflows - coalesce(cardinality(v_rows), 0);

@@ -17,11 +17,11 @@ returns bigint language sql immutable as $$
 $$;
 
 -- Whether a mark (null when there is none yet) may have to move. Where claims read a few places too many it need not: moving
--- takes as long as reading some hundred. Stable, as its subtraction is: else it is not inlined.
+-- takes as long as reading a hundred. Stable, as its subtraction is: else it is not inlined.
 create function durable._is_due(mark durable.line_marks, seq bigint, at timestamptz)
 returns boolean language sql stable as $$
   select mark.queue is null or mark.moved_at < at - interval '20 milliseconds'
-    and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq or mark.is_behind and mark.moved_at < at - interval '100 milliseconds')
+    and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq or mark.lowest_seq + 100 <= seq and mark.moved_at < at - interval '100 milliseconds')
 $$;
 
 -- The first place in a line after p_after and up to p_until that is ready, if any. A set, so that it is inlined.
@@ -106,11 +106,10 @@ begin
         p_queue, g.line_id, 0, case when v_sweeps then g.start_seq end) as f(seq) on true
   )
   select coalesce(array_agg(s.line_id), '{}'), coalesce(array_agg(least(s.safe_seq, s.start_seq)), '{}'),
-      coalesce(array_agg(s.start_seq), '{}'), coalesce(bool_or(s.safe_seq < v_new.seen_seq), false)
-    into v_new.line_ids, v_new.safe_seqs, v_new.start_seqs, v_new.is_behind
+      coalesce(array_agg(s.start_seq), '{}'), min(s.safe_seq) filter (where s.safe_seq < greatest(v_new.seen_seq, s.start_seq))
+    into v_new.line_ids, v_new.safe_seqs, v_new.start_seqs, v_new.lowest_seq
   from swept s;
   v_has_gap := v_new.safe_seqs <> v_new.start_seqs;
-  v_new.is_behind := v_new.is_behind or v_has_gap;
   if v_sweeps then
     -- The sweep may take a twentieth of the time at the most.
     v_done_at := durable._now();
@@ -121,7 +120,7 @@ begin
   update durable.line_marks m
   set version = m.version + (m.changes % 64 = 63)::integer, changes = m.changes + 1, seen_seq = v_new.seen_seq,
     seen_xid = v_new.seen_xid, next_seq = v_new.next_seq, next_at = v_new.next_at, moved_at = p_now, sweep_at = v_new.sweep_at,
-    is_behind = v_new.is_behind, line_ids = v_new.line_ids, safe_seqs = v_new.safe_seqs, start_seqs = v_new.start_seqs
+    lowest_seq = v_new.lowest_seq, line_ids = v_new.line_ids, safe_seqs = v_new.safe_seqs, start_seqs = v_new.start_seqs
   where m.queue = p_queue and m.version = v_mark.version;
 end
 $$;

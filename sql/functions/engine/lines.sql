@@ -79,6 +79,8 @@ declare
   v_seen tid[] := array[]::tid[];
   v_gone tid[] := array[]::tid[];
   v_gone_ids bigint[] := array[]::bigint[];
+  v_gone_from text[] := array[]::text[];
+  v_queue text;
   v_tidied integer := 0;
 begin
   for v_line in
@@ -110,6 +112,7 @@ begin
     elsif not v_line.is_used and v_line.leaves and v_line.may_go then
       v_gone := v_gone || v_line.places;
       v_gone_ids := v_gone_ids || v_line.line_id;
+      v_gone_from := v_gone_from || v_line.queue;
     else
       v_kept := v_kept || v_line.places[1];
       v_gone := v_gone || v_line.places[2:];
@@ -123,8 +126,21 @@ begin
     update durable.lines n
     set leaving = false, leaving_xid = null, patience = least(2 * n.patience, interval '10 minutes'), look_at = v_now + n.patience
     where n.ctid = any(v_kept);
-    delete from durable.line_turns t
-    where t.ctid = any(array(select o.ctid from durable.line_turns o where o.line_id = any(v_gone_ids) for update skip locked));
+  end if;
+  -- Their marks as well, for each claim in that queue reads them. Where a claim is about to move them, its sweep does it.
+  for v_queue in select distinct q from unnest(v_gone_from) as q loop
+    continue when not pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext(v_queue));
+    update durable.line_marks m
+    set (line_ids, safe_seqs, start_seqs) = (
+      select coalesce(array_agg(u.line_id), '{}'), coalesce(array_agg(u.safe_seq), '{}'), coalesce(array_agg(u.start_seq), '{}')
+      from unnest(m.line_ids, m.safe_seqs, m.start_seqs) as u(line_id, safe_seq, start_seq)
+      where u.line_id not in (select g from unnest(v_gone_ids) as g))
+    where m.queue = v_queue;
+  end loop;
+  if random() < 0.01 then
+    delete from durable.claim_turns t
+    where t.ctid = any(array(
+      select o.ctid from durable.claim_turns o where o.claimed_at < v_now - interval '1 hour' for update skip locked));
   end if;
   return v_tidied;
 end
@@ -141,6 +157,7 @@ declare
   v_highest constant bigint := 9223372036854775807;
   v_from bigint := durable._line_hash(random()::text, 0, '');
   v_ids bigint[];
+  v_more bigint[];
   v_found durable.place;
   v_added integer := 0;
   v_began_at timestamptz := durable._now();
@@ -149,14 +166,18 @@ begin
   if exists (select from durable.line_sweeps s where s.sweep_at > v_began_at) then
     return 0;
   end if;
-  v_ids := array(select distinct l.line_id from durable.lines l where l.line_id >= v_from order by l.line_id limit max_lines + 1);
-  if cardinality(v_ids) <= max_lines then
-    -- From the lowest number on, and if there are no more lines to the highest: through the gap that v_from is in.
-    v_ids := v_lowest || array(select distinct l.line_id from durable.lines l order by l.line_id limit max_lines);
-    if cardinality(v_ids) <= max_lines then
-      v_ids := v_ids || v_highest;
+  v_ids := array(select distinct l.line_id from durable.lines l where l.line_id > v_from order by l.line_id limit max_lines);
+  if cardinality(v_ids) < max_lines then
+    -- To the highest number, and from the lowest on.
+    v_more := array(
+      select distinct l.line_id from durable.lines l where l.line_id <= v_from
+      order by l.line_id limit max_lines - cardinality(v_ids));
+    if cardinality(v_ids) + cardinality(v_more) < max_lines then
+      v_more := v_more || v_from;
     end if;
+    v_ids := v_ids || v_highest || v_lowest || v_more;
   end if;
+  v_ids := v_from || v_ids;
   for v_gap in 1 .. cardinality(v_ids) - 1 loop
     loop
       select l.line_id, l.priority, l.queue, l.name into v_found from durable.live_workflows l

@@ -158,7 +158,7 @@ declare
   v_parked uuid[];
   v_taken integer;
 begin
-  -- The xid before the clock, as for every wake_at: see durable.lane_marks.
+  -- The xid before the clock, as for every wake_at: see durable.line_marks.
   perform pg_current_xact_id();
   v_now := durable._now();
   -- Nobody else parks, receives or takes a workflow over meanwhile. One that another transaction holds, a step with SQL of

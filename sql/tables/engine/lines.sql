@@ -88,7 +88,7 @@ create unlogged table durable.line_marks (
   next_at timestamptz not null,
   moved_at timestamptz not null,
   sweep_at timestamptz not null,
-  is_behind boolean not null default true,
+  lowest_seq bigint default 0,
   line_ids bigint[] not null default '{}',
   safe_seqs bigint[] not null default '{}',
   start_seqs bigint[] not null default '{}',
@@ -103,20 +103,24 @@ create unlogged table durable.line_marks (
 -- As they are: each write would compress them anew.
 alter table durable.line_marks alter line_ids set storage external, alter safe_seqs set storage external,
   alter start_seqs set storage external;
+comment on column durable.line_marks.lowest_seq is
+  'The lowest safe_seq of the lines that may be moved further although no place has been taken since; null for none.';
 comment on table durable.line_marks is
   'How far the claims of each queue have come in its lines; see the comment in sql/tables/engine/lines.sql.';
 
--- How many started workflows were claimed in a row while the first of this line, a line of new ones, was ready. Versions as
--- above.
-create unlogged table durable.line_turns (
-  line_id bigint not null,
+-- Where started and new workflows are ready, every fourth that is claimed is new. Versions as above.
+create unlogged table durable.claim_turns (
+  claim bigint not null,
   version bigint not null default 0,
   changes bigint not null default 0,
-  started integer not null,
-  constraint line_turns_pkey primary key (line_id, version)
+  claimed integer not null,
+  claimed_at timestamptz not null,
+  constraint claim_turns_pkey primary key (claim, version)
 ) with (
   fillfactor = 20,
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 200
 );
-comment on table durable.line_turns is 'Whose turn it is where started and new workflows are ready: every fourth one is new.';
+comment on table durable.claim_turns is 'Whose turn it is where started and new workflows are ready; forgotten after an hour.';
+comment on column durable.claim_turns.claim is 'Hash of the queue, the priority and the names that are asked for.';
+comment on column durable.claim_turns.claimed is 'How many were claimed since the last turn of a new one, 0 to 3.';

@@ -208,7 +208,9 @@ class Worker:
             wanted = free + ahead
             self._bell.clear()
             rows = await self._claim(wanted)
-            self._next.extend(rows)
+            # What was begun before goes first here, too.
+            self._next.extendleft(row for row in reversed(rows) if row.steps is not None)
+            self._next.extend(row for row in rows if row.steps is None)
             self._start_next()
             now = time.monotonic()
             if rows:
