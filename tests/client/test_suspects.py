@@ -16,7 +16,7 @@ from durable_client import AsyncContext, Context, Durable
 
 from client.workers import forks
 from clusters import Database
-from engine import Connection, call, rows, value, workflow
+from engine import Connection, call, rows, value, wait_until, workflow
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -31,13 +31,13 @@ async def poison(ctx: AsyncContext) -> None:
 
 @app.step
 async def count(n: int) -> int:
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
     return n
 
 
 @app.step(name="count")
 def count_plain(n: int) -> int:
-    time.sleep(0.01)
+    time.sleep(0.05)
     return n
 
 
@@ -142,7 +142,8 @@ def test_workers_that_are_killed_at_random_fail_no_workflow(db: Database, conn: 
                 app.enqueue_many(counting, [5] * 15)
                 app.enqueue_many(plain_counting, [5] * 5)
                 total += 20
-                time.sleep(chance.uniform(0.05, 0.4))
+                wait_until(conn, "select exists (select from durable.live_workflows where status = 'running')")
+                time.sleep(chance.uniform(0, 0.3))
                 victim = chance.choice(crew.workers)
                 victim.kill()
                 victim.join(30)
