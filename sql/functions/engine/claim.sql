@@ -86,7 +86,8 @@ begin
       from unnest(p_heads) as h
       cross join lateral (
         select r.ctid, r.ready_seq from durable.live_workflows r
-        where h.head_seq <= v_up_to and r.line_id = h.line_id and r.ready_seq > greatest(h.start_seq, v_after) and r.ready_seq <= v_up_to
+        where h.head_seq <= v_up_to
+          and r.line_id = h.line_id and r.ready_seq > greatest(h.start_seq, v_after) and r.ready_seq <= v_up_to
           and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.ctid <> all(p_known)
           -- Mostly what others are about to claim: else each of many claimers would first come upon what the others have.
           and r.xmax <> all(array(select x::xid from pg_snapshot_xip(pg_current_snapshot()) as x))
@@ -159,8 +160,8 @@ begin
 end
 $$;
 
--- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns where these rows are: started ones first, but every
--- fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
+-- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns where these rows are: started ones
+-- first, but every fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
 create function durable._first_of(
   p_worker_id integer, p_names text[], p_suspects durable.line_head[], p_started durable.line_head[], p_new durable.line_head[],
   p_wanted integer, p_until bigint
@@ -174,7 +175,9 @@ declare
 begin
   if p_suspects is not null and v_wanted_new < p_wanted then
     v_rows := durable._first_in(p_suspects, 1, p_until);
-    update durable.workers w set suspect_id = (select l.workflow_id from durable.live_workflows l where l.ctid = v_rows[1]) where w.worker_id = p_worker_id and cardinality(v_rows) = 1;
+    update durable.workers w
+    set suspect_id = (select l.workflow_id from durable.live_workflows l where l.ctid = v_rows[1])
+    where w.worker_id = p_worker_id and cardinality(v_rows) = 1;
   end if;
   if p_started is not null and v_wanted_new + cardinality(v_rows) < p_wanted then
     v_rows := v_rows || durable._first_in(p_started, p_wanted - v_wanted_new - cardinality(v_rows), p_until);
@@ -308,7 +311,8 @@ begin
         v_has_suspect := not durable._may_take_suspect(v_worker_id);
       end if;
       v_some := durable._first_of(
-        v_worker_id, claim.workflows, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh, v_left, v_seq);
+        v_worker_id, claim.workflows, case when not v_has_suspect then v_group.suspects end, v_group.started, v_group.fresh,
+        v_left, v_seq);
       v_has_suspect := v_has_suspect or v_group.suspects is not null and cardinality(v_some) > 0;
       v_rows := v_rows || v_some;
       v_left := max_workflows - coalesce(cardinality(v_rows), 0);
@@ -349,7 +353,8 @@ $$;
 comment on function durable.claim(text, text[], integer, text[], boolean) is
   'Hands up to max_workflows ready workflows of the given queues to a worker, each with a lease that every later call must '
   'carry; within a queue by priority, then what was started before, then first in, first out, but of every four at least one is '
-  'new if one is ready. Of workflows that are suspected of killing their workers, a worker holds one at the most. workflows, if given, limits it to these names: the ones that '
+  'new if one is ready. Of workflows that are suspected of killing their workers, a worker holds one at the most. workflows, if '
+  'given, limits it to these names: the ones that '
   'the worker has code for. A first claim registers the worker. steps is null on a first run, else a JSON array of all '
   'that is stored: {"step_name", "status", "attempt", "output" or "error"}, where "omitted" marks an output to be fetched '
   'with durable.step_result(). claimed_at is the database''s clock. synchronous_commit => false, for a '

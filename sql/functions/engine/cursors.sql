@@ -21,7 +21,8 @@ $$;
 create function durable._is_due(mark durable.line_marks, seq bigint, at timestamptz)
 returns boolean language sql stable as $$
   select mark.queue is null or mark.moved_at < at - interval '20 milliseconds'
-    and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq or mark.lowest_seq + 100 <= seq and mark.moved_at < at - interval '100 milliseconds')
+    and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq
+      or mark.lowest_seq + 100 <= seq and mark.moved_at < at - interval '100 milliseconds')
 $$;
 
 -- The first place in a line after p_after and up to p_until that is ready, if any. A set, so that it is inlined.
@@ -92,7 +93,8 @@ begin
   ), begun as materialized (
     -- What committed late behind the start brings it back.
     select l.line_id, case when v_is_safe then coalesce(f.seq - 1, v_mark.seen_seq) else l.safe_seq end as safe_seq,
-      case when not v_is_safe then l.start_seq when f.seq is null then greatest(l.start_seq, v_mark.seen_seq) else f.seq - 1 end as start_seq
+      case when not v_is_safe then l.start_seq when f.seq is null then greatest(l.start_seq, v_mark.seen_seq)
+        else f.seq - 1 end as start_seq
     from line l left join lateral durable._first_ready(
         p_queue, l.line_id, l.safe_seq, case when v_is_safe then v_mark.seen_seq end) as f(seq) on true
   ), gone_on as materialized (
@@ -113,7 +115,8 @@ begin
   if v_sweeps then
     -- The sweep may take a twentieth of the time at the most.
     v_done_at := durable._now();
-    v_new.sweep_at := v_done_at + greatest(20 * (v_done_at - p_now), case when v_has_gap then interval '1 second' else interval '1 minute' end);
+    v_new.sweep_at := v_done_at + greatest(20 * (v_done_at - p_now),
+      case when v_has_gap then interval '1 second' else interval '1 minute' end);
   elsif v_has_gap and not v_had_gap then
     v_new.sweep_at := least(v_mark.sweep_at, p_now + interval '1 second');
   end if;

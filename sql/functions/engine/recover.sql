@@ -68,7 +68,8 @@ begin
   with requeued as (
     update durable.live_workflows l
     set status = 'pending', lease = null, worker_id = null, ready_seq = nextval('durable.ready_seq'),
-      line_id = case when l.suspicions >= 1 and l.workflow_id = any(v_unclear) then durable._suspect_line(l.line_id) else l.line_id end,
+      line_id = case when l.suspicions >= 1 and l.workflow_id = any(v_unclear) then durable._suspect_line(l.line_id)
+        else l.line_id end,
       suspicions = least(l.suspicions + (l.workflow_id = any(v_unclear))::integer, 1000),
       crashes = l.crashes + (l.workflow_id = any(v_blamed))::integer, attempt = l.attempt + 1, replay = true
     where l.workflow_id = any(v_ids)
@@ -174,6 +175,7 @@ $$;
 comment on function durable.recover(integer) is
   'Declares workers dead whose lease ran out or whose session is gone, and puts at most max_workflows of what they held back '
   'in line; returns how many that were. A worker that held a suspect was killed by it: that one counts a crash, and is failed '
-  '(WF009) beyond the setting max_crashes. Else each of them gets a suspicion, which a checkpoint clears, and with the second is a suspect. '
+  '(WF009) beyond the setting max_crashes. Else each of them gets a suspicion, which a checkpoint clears, and with the second '
+  'is a suspect. '
   'Workers call it all the time; anyone may. When it is already under way elsewhere, it returns 0 at once. '
   'Errors: WF005 when max_workflows is not positive.';
