@@ -214,7 +214,7 @@ def _after_priorities(bench: Bench, system: System) -> Iterator[Measurement]:
         )  # fmt: skip
         left_at = time.monotonic()
         what = f"after {priorities:,} priorities and their lines"
-        # The marks of a line leave with it, or, where a claim moved them at that moment, with the next sweep, a minute later.
+        # The marks of a line leave with it, or, where a claim moved them at that moment, with the next sweep.
         yield from _compared(used, fresh, few, what, Target(0.95), {**settings, "marks": _marks(used)})
         settings["marks at the end of these"] = _marks(used)
         forgotten = f"select max(cardinality(m.line_ids)) <= 4 from durable.line_marks m where m.queue = '{QUEUE}'"
