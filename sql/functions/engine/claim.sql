@@ -57,9 +57,11 @@ declare
   v_rows tid[] := array[]::tid[];
   v_some record;
   v_candidates tid[] := array[]::tid[];
-  v_left integer := p_wanted;
-  -- How many candidates are read before they are locked; they were read up to the one place, and are to be read up to the other.
-  v_most integer := p_wanted;
+  v_left bigint := p_wanted::bigint;
+  -- How many candidates are read before they are locked: more while others are at work, who may be about to lock the same. They
+  -- were read up to the one place, and are to be read up to the other.
+  v_most bigint := p_wanted::bigint
+    * (1 + (pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()))::integer);
   v_after bigint := 0::bigint;
   v_up_to bigint;
 begin
@@ -78,7 +80,7 @@ begin
   -- Bit by bit, for most of what each line has would be read in vain. Up to a place before which there cannot be more than are
   -- wanted, and then by as much as what is left takes at the density so far; where there was nothing, to the next line that
   -- begins, or four times as far.
-  v_up_to := case when v_lines * v_left <= 50 then p_until else least(p_until, v_first.head_seq + v_left - 1) end;
+  v_up_to := case when v_lines * v_most <= 50 then p_until else least(p_until, v_first.head_seq + v_most - 1) end;
   loop
     select array_agg(c.ctid) as rows, max(c.ready_seq) as last into v_some
     from (
@@ -126,7 +128,7 @@ declare
   v_worker durable.workers;
 begin
   select * into v_worker from durable.workers w where w.worker_id = p_worker_id for no key update skip locked;
-  return found and not durable._holds_suspect(v_worker);
+  return found and v_worker.died_at is null and not durable._holds_suspect(v_worker);
 end
 $$;
 
@@ -147,16 +149,16 @@ begin
     where t.claim = p_claim order by t.version desc limit 1 for update skip locked;
     if found then
       update durable.claim_turns t
-      set version = t.version + (t.changes % 64 = 63)::integer, changes = t.changes + 1, claimed = (t.claimed + p_wanted) % 4,
+      set version = t.version + (t.changes % 64 = 63)::integer, changes = t.changes + 1, claimed = (t.claimed + p_wanted % 4) % 4,
         claimed_at = v_now
       where t.claim = p_claim and t.version = v_turn.version;
-      return (v_turn.claimed + p_wanted) / 4;
+      return ((v_turn.claimed + p_wanted::bigint) / 4)::integer;
     elsif not exists (select from durable.claim_turns t where t.claim = p_claim) then
       insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now) on conflict do nothing;
       return p_wanted / 4;
     end if;
   end if;
-  return (floor(random() * 4)::integer + p_wanted) / 4;
+  return ((floor(random() * 4)::bigint + p_wanted) / 4)::integer;
 end
 $$;
 

@@ -71,7 +71,8 @@ begin
   if v_mark.queue is null or v_mark.seen_xid > p_xid then
     delete from durable.line_marks m where m.queue = p_queue;
     insert into durable.line_marks (queue, version, seen_seq, seen_xid, next_seq, next_at, moved_at, sweep_at)
-    values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute');
+    values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute')
+    on conflict do nothing;
     return;
   end if;
   if v_is_safe then
@@ -89,7 +90,7 @@ begin
       from unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
       full join unnest(p_line_ids) as g(line_id) on g.line_id = m.line_id) l
     -- The sweep forgets lines that have left.
-    where not v_sweeps or p_queue = '' or exists (select from durable.lines n where n.line_id = l.line_id)
+    where not v_sweeps or p_queue = '' or (select true from durable.lines n where n.line_id = l.line_id limit 1)
   ), begun as materialized (
     -- What committed late behind the start brings it back.
     select l.line_id, case when v_is_safe then coalesce(f.seq - 1, v_mark.seen_seq) else l.safe_seq end as safe_seq,

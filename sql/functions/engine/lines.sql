@@ -50,13 +50,13 @@ declare
 begin
   for v_line in
     select p.line_id, p.priority, p.queue, p.name, count(*)::integer as workflows,
-      exists (
-        select from durable.lines n
-        where n.line_id = p.line_id and n.queue = p.queue and n.priority = p.priority and n.name = p.name
-          and not n.leaving) as is_known
+      -- Not exists(), which may be planned by reading all lines.
+      (select true from durable.lines n
+       where n.line_id = p.line_id and n.queue = p.queue and n.priority = p.priority and n.name = p.name
+         and not n.leaving limit 1) as is_known
     from unnest(places) as p group by p.line_id, p.priority, p.queue, p.name
   loop
-    if not v_line.is_known then
+    if v_line.is_known is null then
       perform durable._add_line(v_line.line_id, v_line.priority, v_line.queue, v_line.name);
     end if;
     perform durable._ring(v_line.queue, v_line.name, v_line.workflows);
@@ -98,9 +98,10 @@ begin
         on n.line_id = d.line_id and n.queue = d.queue and n.priority = d.priority and n.name = d.name
       group by d.line_id, d.priority, d.queue, d.name
     )
-    select k.*, exists (
-        select from durable.live_workflows r where r.line_id = k.line_id and r.ready_seq is not null) as is_used,
-      exists (select from durable.known_queues q where q.queue = k.queue) as is_listed
+    select k.*,
+      (select true from durable.live_workflows r
+       where r.line_id = k.line_id and r.ready_seq is not null limit 1) is not null as is_used,
+      (select true from durable.known_queues q where q.queue = k.queue limit 1) is not null as is_listed
     from kind k order by k.queue
   loop
     continue when not (v_line.is_listed or durable._add_queue(v_line.queue));

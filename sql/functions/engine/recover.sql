@@ -104,8 +104,11 @@ begin
       select k.objid::bigint from pg_locks k
       where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
         and k.classid::bigint = durable._lock_class() and k.objsubid = 2 and k.granted);
+    -- One whose row an open transaction has locked is for a later tick.
     update durable.workers w set lock_lost_at = case when w.worker_id = any(v_free) then v_now end
-    where w.died_at is null and (w.lock_lost_at is null) = (w.worker_id = any(v_free));
+    where w.worker_id = any(array(
+      select o.worker_id from durable.workers o
+      where o.died_at is null and (o.lock_lost_at is null) = (o.worker_id = any(v_free)) for update skip locked));
   end if;
 
   update durable.workers w

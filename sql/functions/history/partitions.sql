@@ -58,9 +58,10 @@ begin
       where c.relname > (
           case when isfinite(after) then durable._partition_name(parent, after) || '~' else parent || '_' end)::name
         and c.relname < (parent || '_:')::name
-        and c.relnamespace = 'durable'::regnamespace and c.relname ~ '_[0-9]{8}$' and exists (
-          select from pg_inherits i
-          where i.inhrelid = c.oid and i.inhparent = ('durable.' || parent)::regclass and not i.inhdetachpending)
+        and c.relnamespace = 'durable'::regnamespace and c.relname ~ '_[0-9]{8}$' and (
+          -- Not exists(), which may be planned as a join of all of them.
+          select true from pg_inherits i
+          where i.inhrelid = c.oid and i.inhparent = ('durable.' || parent)::regclass and not i.inhdetachpending limit 1)
       order by c.relname limit 1) c);
 end
 $$;
