@@ -104,7 +104,7 @@ begin
         select r.ctid from durable.live_workflows r
         where r.ctid = any(v_candidates) and r.ready_seq <= p_until
         order by r.ready_seq limit v_left for update skip locked);
-      v_left := p_wanted - cardinality(v_rows);
+      v_left := (p_wanted - cardinality(v_rows))::bigint;
       exit when v_left = 0 or v_after >= p_until;
       v_most := 4 * v_left;
       v_candidates := array[]::tid[];
