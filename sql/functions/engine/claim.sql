@@ -162,6 +162,18 @@ begin
 end
 $$;
 
+-- Forgets turns that nobody has counted for an hour.
+create function durable._forget_turns()
+returns void language plpgsql as $$
+declare
+  v_before timestamptz := durable._now() - interval '1 hour';
+begin
+  delete from durable.claim_turns t
+  where t.ctid = any(array(
+    select o.ctid from durable.claim_turns o where o.claimed_at < v_before for update skip locked));
+end
+$$;
+
 -- Locks what a worker gets from several lines of one priority, up to p_wanted, and returns where these rows are: started ones
 -- first, but every fourth is new; each of these first in, first out. p_suspects is null for a worker that may not have one.
 create function durable._first_of(

@@ -128,3 +128,22 @@ begin
   where m.queue = p_queue and m.version = v_mark.version;
 end
 $$;
+
+-- Forgets the marks of lines that have left these queues, for each claim there reads them. Where a claim is about to move them, its
+-- sweep does it.
+create function durable._forget_marks(p_queues text[], p_line_ids bigint[])
+returns void language plpgsql as $$
+declare
+  v_queue text;
+begin
+  for v_queue in select distinct q from unnest(p_queues) as q loop
+    continue when not pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext(v_queue));
+    update durable.line_marks m
+    set (line_ids, safe_seqs, start_seqs) = (
+      select coalesce(array_agg(u.line_id), '{}'), coalesce(array_agg(u.safe_seq), '{}'), coalesce(array_agg(u.start_seq), '{}')
+      from unnest(m.line_ids, m.safe_seqs, m.start_seqs) as u(line_id, safe_seq, start_seq)
+      where u.line_id not in (select g from unnest(p_line_ids) as g))
+    where m.queue = v_queue;
+  end loop;
+end
+$$;

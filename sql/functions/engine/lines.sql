@@ -80,7 +80,6 @@ declare
   v_gone tid[] := array[]::tid[];
   v_gone_ids bigint[] := array[]::bigint[];
   v_gone_from text[] := array[]::text[];
-  v_queue text;
   v_tidied integer := 0;
 begin
   for v_line in
@@ -128,20 +127,9 @@ begin
     set leaving = false, leaving_xid = null, patience = least(2 * n.patience, interval '10 minutes'), look_at = v_now + n.patience
     where n.ctid = any(v_kept);
   end if;
-  -- Their marks as well, for each claim in that queue reads them. Where a claim is about to move them, its sweep does it.
-  for v_queue in select distinct q from unnest(v_gone_from) as q loop
-    continue when not pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext(v_queue));
-    update durable.line_marks m
-    set (line_ids, safe_seqs, start_seqs) = (
-      select coalesce(array_agg(u.line_id), '{}'), coalesce(array_agg(u.safe_seq), '{}'), coalesce(array_agg(u.start_seq), '{}')
-      from unnest(m.line_ids, m.safe_seqs, m.start_seqs) as u(line_id, safe_seq, start_seq)
-      where u.line_id not in (select g from unnest(v_gone_ids) as g))
-    where m.queue = v_queue;
-  end loop;
+  perform durable._forget_marks(v_gone_from, v_gone_ids);
   if random() < 0.01 then
-    delete from durable.claim_turns t
-    where t.ctid = any(array(
-      select o.ctid from durable.claim_turns o where o.claimed_at < v_now - interval '1 hour' for update skip locked));
+    perform durable._forget_turns();
   end if;
   return v_tidied;
 end
