@@ -361,14 +361,19 @@ def step_failed(conn: Connection, held: Any) -> None:
     call(conn, "fail_step", held.workflow_id, held.lease, "step", {"message": "no"})
 
 
-def waited(conn: Connection, held: Any) -> None:
-    call(conn, "send", held.workflow_id, "topic")
+def wait_for_message(conn: Connection, held: Any, topic: str) -> str:
+    """The outcome of the wait."""
     ((outcome, _),) = rows(
         conn,
-        "select * from durable.wait(%s, %s, 'wait', '[{\"message\": \"topic\"}]')",
-        held.workflow_id, held.lease,
+        "select * from durable.wait(%s, %s, 'wait', jsonb_build_array(jsonb_build_object('message', %s::text)))",
+        held.workflow_id, held.lease, topic,
     )  # fmt: skip
-    assert outcome == "ok"
+    return str(outcome)
+
+
+def waited(conn: Connection, held: Any) -> None:
+    call(conn, "send", held.workflow_id, "topic")
+    assert wait_for_message(conn, held, "topic") == "ok"
 
 
 def started_children(conn: Connection, held: Any) -> None:
@@ -489,12 +494,7 @@ def failed_for_now(conn: Connection, held: Any) -> None:
 
 
 def parked(conn: Connection, held: Any) -> None:
-    ((outcome, _),) = rows(
-        conn,
-        "select * from durable.wait(%s, %s, 'wait', '[{\"message\": \"never\"}]')",
-        held.workflow_id, held.lease,
-    )  # fmt: skip
-    assert outcome == "parked"
+    assert wait_for_message(conn, held, "never") == "parked"
 
 
 def cancelled(conn: Connection, held: Any) -> None:
