@@ -91,6 +91,8 @@ class Lane:
         try:
             self._prepare(path)
             self._proxy.crash_at(crash)
+            # A claim that was under way before would take what the path enqueues, and nobody would be killed for it.
+            self._wait_for("the calls from before do not end", self._proxy.is_quiet)
             self._proxy.lose(*path.lose)
             self._play(path)
             self._wait_for("the calls do not end", self._proxy.is_quiet)
