@@ -459,14 +459,15 @@ def test_a_checkpoint_of_a_lost_lease_or_one_that_is_there_clears_nothing(db: Da
     assert counts(conn, [bad]) == [(2, 0)]
 
 
-def test_crashes_that_were_counted_stay_counted(db: Database) -> None:
+def test_a_checkpoint_clears_crashes_that_were_counted(db: Database) -> None:
     conn = db.connect()
     (bad,) = suspects(conn, 1)
     for _ in range(2):
         claim_one(conn)
         die(conn, "worker")
+    assert counts(conn, [bad]) == [(2, 2)]
     checkpointed(conn, claim_one(conn))
-    assert counts(conn, [bad]) == [(0, 2)]
+    assert counts(conn, [bad]) == [(0, 0)]
 
 
 def completed(conn: Connection, held: Any) -> None:

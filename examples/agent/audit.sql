@@ -28,7 +28,7 @@ from (select count(*) as tickets from demo_support.tickets) t, lateral (values
      where d.disturbed and d.tokens is distinct from u.tokens), 0),
   ('tokens paid for twice', (select sum(tokens - places) from reply), 0),
   ('times the run lost its worker and went on',
-    (select sum(w.crashes) from demo_support.tickets join durable.workflows w using (workflow_id)), null),
+    (select sum(w.attempt - 1 - w.failures) from demo_support.tickets join durable.workflows w using (workflow_id)), null),
   ('requests to the model in the undisturbed run', (select count(*) from request where not disturbed), null),
   ('requests to the model in the other run', (select count(*) from request where disturbed), null),
   ('tokens that were sent again after a crash, for nothing', (select sum(sent_again) from request), null),

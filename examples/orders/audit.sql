@@ -1,6 +1,6 @@
 -- What was promised against what is stored. Every line with an expected number must show that number.
 with workflow as (
-  select w.workflow_id, w.status, w.crashes, w.started_at, w.completed_at
+  select w.workflow_id, w.status, w.attempt, w.started_at, w.completed_at
   from durable.workflows w where w.workflow_id in (select o.workflow_id from demo_shop.orders o)
 ), tally as (
   select o.order_id,
@@ -28,7 +28,7 @@ from (select count(*) as orders from demo_shop.orders) o, lateral (values
   ('units taken from stock', (select sum(taken) from sold), (select sum(ordered) from sold)),
   ('articles whose stock does not match the orders', (select count(*) from sold where taken <> ordered), 0),
   ('steps completed, four for each order', (select count(*) from step where status = 'completed'), 4 * o.orders),
-  ('times a workflow lost its worker and went on', (select coalesce(sum(crashes), 0) from workflow), null),
+  ('times a workflow lost its worker and went on', (select coalesce(sum(attempt - 1), 0) from workflow), null),
   ('requests to the payment service', (select count(*) from demo_payments.requests), null),
   ('of these repeated after a crash, and answered with the first charge',
     (select count(*) from demo_payments.requests) - (select count(*) from demo_payments.charges), null)

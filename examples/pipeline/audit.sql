@@ -14,7 +14,7 @@ with source as (
 ), run as (
   select w.workflow_id from durable.workflows w where w.name = 'import_all' order by w.created_at desc limit 1
 ), workflow as (
-  select w.workflow_id, w.status, w.crashes from durable.workflows w join run on run.workflow_id in (w.workflow_id, w.parent_id)
+  select w.workflow_id, w.status, w.attempt, w.failures from durable.workflows w join run on run.workflow_id in (w.workflow_id, w.parent_id)
 ), step as (
   select s.* from durable.workflow_steps s join workflow w using (workflow_id) where w.status = 'completed'
 )
@@ -33,5 +33,5 @@ from (select count(*) as files, count(*) filter (where damaged) as damaged from 
   ('chunks read and checkpointed', (select count(*) from step where step_name ~ '^read_chunk'),
     (select sum(jsonb_array_length(output)) from step where step_name = 'split')),
   ('of these at the second attempt', (select count(*) from step where step_name ~ '^read_chunk' and attempt > 1), null),
-  ('times a workflow lost its worker and went on', (select sum(crashes) from workflow), null)
+  ('times a workflow lost its worker and went on', (select sum(attempt - 1 - failures) from workflow), null)
 ) as line (finding, found, expected);

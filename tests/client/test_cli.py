@@ -31,7 +31,7 @@ from client.journal import PATIENCE, Journal
 from client.programs import app
 from client.workers import TESTS
 from clusters import Cluster, Database
-from engine import call, claim_one, enqueue, rows, value, workflow
+from engine import call, claim_one, enqueue, kill_worker, rows, value, workflow
 
 # What a command prints does not depend on the server; what it asks of the server is asked of the oldest and the newest.
 pytestmark = pytest.mark.pg(18)
@@ -45,7 +45,7 @@ COMMANDS = [
 SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
     *("workflow_id", "name", "status", "queue", "key", "priority", "tags", "attempt", "failures", "crashes"),
-    *("max_attempts", "error_message", "created_at", "started_at", "completed_at", "wake_at", "deadline"),
+    *("suspicions", "max_attempts", "error_message", "created_at", "started_at", "completed_at", "wake_at", "deadline"),
     *("timeout_seconds", "worker", "paused_at", "pause_reason", "warning", "forked_from", "forked_at_step"),
     *("continued_from", "continued_as"),
 }
@@ -407,6 +407,22 @@ def test_show_says_why_a_workflow_failed(cli: Cli, db: Database) -> None:
     workflow_id = str(fail_one(db.connect()))
     assert "PrinterError: the printer is on fire" in cli.read("show", workflow_id)
     assert cli.read_json("show", workflow_id)["error"]["type"] == "PrinterError"
+
+
+def test_show_says_that_a_workflow_lost_its_workers_and_whether_it_is_to_blame(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    workflow_id = str(enqueue(conn))
+    assert "Lost workers" not in cli.read("show", workflow_id)
+    for line in (
+        "1 since its last checkpoint; it may be to blame",
+        "2 since its last checkpoint; it is a suspect",
+        "1 since its last checkpoint, and it was to blame",
+    ):
+        claim_one(conn)
+        kill_worker(conn, "worker")
+        call(conn, "recover")
+        assert line in cli.read("show", workflow_id)
+    assert cli.read_json("show", workflow_id)["suspicions"] == 2
 
 
 def test_show_does_not_flood_a_terminal_and_json_has_all(cli: Cli, db: Database) -> None:

@@ -179,8 +179,10 @@ def test_18_a_workflow_that_crashes_its_workers_is_given_up_and_says_so(
         journal.wait("crash", times=n)
         worker.wait()
     processes.start()
-    with pytest.raises(RecoveryLimitExceeded, match="gave up after 3 crashes"):
+    with pytest.raises(RecoveryLimitExceeded, match="gave up after 3 crashes in a row") as caught:
         handle.result(timeout=60)
+    # It says what to do, and where to look while it goes on and after.
+    assert f"durable retry {handle.workflow_id}" in (caught.value.hint or "")
     assert journal.count("crash") == 5
 
 

@@ -105,21 +105,26 @@ class WorkflowFailed(_Failure):
     """The workflow ended as failed. ``workflow_id`` names it; ``traceback`` is the stored one, if there is one."""
 
     code = "WF007"
+    _hint = "See its steps with: durable show {workflow_id}. Let it go on with: durable retry {workflow_id}."
 
     def __init__(self, workflow_id: str, error: dict[str, Any]) -> None:
         kind, message = error.get("type", "Error"), error.get("message", "")
         super().__init__(
             f"workflow {workflow_id} failed: {kind}: {message}",
             error=error,
-            hint=f"See its steps with: durable show {workflow_id}. Let it go on with: durable retry {workflow_id}.",
+            hint=self._hint.format(workflow_id=workflow_id),
         )
         self.workflow_id = workflow_id
 
 
 class RecoveryLimitExceeded(WorkflowFailed):
-    """The workflow killed more workers than the setting ``max_crashes`` allows."""
+    """The workflow was to blame for more deaths of its workers in a row than the setting ``max_crashes`` allows."""
 
     code = "WF009"
+    _hint = (
+        "Find out what kills the worker: a step that `durable show {workflow_id}` does not list as completed, or the "
+        "code before it; see the logs of the worker and of the kernel. Then: durable retry {workflow_id}."
+    )
 
 
 class WorkflowTimedOut(WorkflowFailed):

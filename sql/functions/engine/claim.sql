@@ -54,34 +54,51 @@ returns tid[] language plpgsql as $$
 declare
   v_lines integer := cardinality(p_heads);
   v_first durable.line_head := p_heads[1];
-  v_rows tid[] := array[]::tid[];
+  v_up_to bigint := least(p_until, v_first.head_seq + p_wanted - 1);
+  v_rows tid[];
+  v_left bigint;
+  v_after bigint;
+  v_most bigint;
   v_some record;
   v_candidates tid[] := array[]::tid[];
-  v_left bigint := p_wanted::bigint;
-  -- How many candidates are read before they are locked: more while others are at work, who may be about to lock the same. They
-  -- were read up to the one place, and are to be read up to the other.
-  v_most bigint := p_wanted::bigint
-    * (1 + (pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()))::integer);
-  v_after bigint := 0::bigint;
-  v_up_to bigint;
+  v_seen bigint;
 begin
-  if v_lines = 1 or p_wanted = 1 then
-    -- Of several lines only what comes first in all of them; the next one in its line may not.
-    v_rows := array(
+  if v_lines = 1 then
+    return array(
       select r.ctid from durable.live_workflows r
-      where r.line_id = v_first.line_id and r.ready_seq > v_first.start_seq
-        and r.ready_seq <= case when v_lines = 1 then p_until else v_first.head_seq end
+      where r.line_id = v_first.line_id and r.ready_seq > v_first.start_seq and r.ready_seq <= p_until
         and r.name = v_first.name and r.queue = v_first.queue and r.priority = v_first.priority and r.ctid <> all(p_known)
       order by r.ready_seq limit p_wanted for update skip locked);
-    if v_lines = 1 or cardinality(v_rows) = p_wanted then
-      return v_rows;
-    end if;
   end if;
-  -- Bit by bit, for most of what each line has would be read in vain. Up to a place before which there cannot be more than are
-  -- wanted, and then by as much as what is left takes at the density so far; where there was nothing, to the next line that
-  -- begins, or four times as far.
-  v_up_to := case when v_lines * v_most <= 50 then p_until else least(p_until, v_first.head_seq + v_most - 1) end;
+  -- Up to a place before which there cannot be more than are wanted: all of it is locked at once.
+  v_rows := array(
+    select r.ctid
+    from unnest(p_heads) as h
+    cross join lateral (
+      select r.ctid from durable.live_workflows r
+      where h.head_seq <= v_up_to
+        and r.line_id = h.line_id and r.ready_seq >= h.head_seq and r.ready_seq <= v_up_to
+        and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.ctid <> all(p_known)
+      for update skip locked) r);
+  v_seen := cardinality(v_rows)::bigint;
+  v_left := p_wanted - v_seen;
+  if v_left <= 0 or v_up_to >= p_until then
+    return v_rows;
+  end if;
+  -- Then what may be among the first is read before it is locked: twice as much while others are at work, who may be about to
+  -- lock the same.
+  v_most := v_left * (1 + (pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()))::integer);
+  v_after := v_up_to;
   loop
+    if v_after >= v_up_to then
+      -- Bit by bit, for most of what each line has would be read in vain: by as much as what is left takes at the density so far;
+      -- where there was nothing, to the next line that begins, or four times as far.
+      v_up_to := case when v_lines * v_most <= 50 then p_until
+        else least(p_until, v_most + coalesce(
+          case when v_seen = 0 then (select min(h.head_seq) from unnest(p_heads) as h where h.head_seq > v_up_to) end,
+          v_up_to + ((v_up_to - v_first.head_seq) * case when v_seen = 0 then 3
+            else least(16, 1.2 * (v_most - cardinality(v_candidates)) / (v_seen + 1)) end)::bigint)) end;
+    end if;
     select array_agg(c.ctid) as rows, max(c.ready_seq) as last into v_some
     from (
       select r.ctid, r.ready_seq
@@ -96,6 +113,7 @@ begin
         order by r.ready_seq limit v_most - cardinality(v_candidates)) r
       order by r.ready_seq limit v_most - cardinality(v_candidates)) c;
     v_candidates := v_candidates || v_some.rows;
+    v_seen := v_seen + coalesce(cardinality(v_some.rows), 0);
     v_after := case when cardinality(v_candidates) = v_most then v_some.last else v_up_to end;
     if cardinality(v_candidates) = v_most or v_after >= p_until then
       -- Of these, others may hold some; then it goes on behind them, and takes more into view. What is ready is never changed and
@@ -108,12 +126,6 @@ begin
       exit when v_left = 0 or v_after >= p_until;
       v_most := 4 * v_left;
       v_candidates := array[]::tid[];
-    end if;
-    if v_after >= v_up_to then
-      v_up_to := least(p_until, v_most + coalesce(
-        case when v_some.rows is null then (select min(h.head_seq) from unnest(p_heads) as h where h.head_seq > v_up_to) end,
-        v_up_to + ((v_up_to - v_first.head_seq) * case when v_some.rows is null then 3
-          else least(16, 1.2 * (v_most - cardinality(v_candidates)) / (cardinality(v_candidates) + 1)) end)::bigint));
     end if;
   end loop;
   return v_rows;
@@ -296,7 +308,8 @@ begin
       select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
       from (
         select n.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
-        from unnest(v_lines) as n
+        -- Once each: a line may be registered twice.
+        from (select distinct n.line_id, n.priority, n.queue, n.name from unnest(v_lines) as n) as n
         left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
           on m.line_id = n.line_id) l
       cross join lateral (

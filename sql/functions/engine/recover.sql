@@ -1,6 +1,6 @@
 -- Who killed the worker? When it dies with no suspect, all that it held get a suspicion, and nothing is counted; with the second
 -- one a workflow is a suspect. A worker holds at most one of these. When it dies with one, that one counts a crash, and the
--- others are not to blame. A checkpoint clears a workflow of suspicion: since the last crash it has come further.
+-- others are not to blame. A checkpoint clears a workflow of suspicion and of its crashes: since the last one it has come further.
 
 -- The suspects of these workers have ended or are cleared: they may have others.
 create function durable._relieve(worker_ids integer[])
@@ -22,7 +22,7 @@ begin
     for update skip locked
   ), cleared as (
     update durable.live_workflows l
-    set suspicions = 0, line_id = durable._cleared_line(l.line_id)
+    set suspicions = 0, crashes = 0, line_id = durable._cleared_line(l.line_id)
     where l.workflow_id = any(array(select s.workflow_id from suspected s))
   )
   select array_agg(s.worker_id) into v_relieved from suspected s where s.suspicions >= 2;
@@ -61,7 +61,7 @@ begin
     update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
     perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
       'code', 'WF009', 'type', 'RecoveryLimitExceeded',
-      'message', format('gave up after %s crashes: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
+      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
       array[cardinality(v_worn)]));
   end if;
   perform pg_current_xact_id();

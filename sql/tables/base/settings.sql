@@ -24,7 +24,7 @@ insert into durable.setting_defaults (name, value, type, description) values
   ('restart_grace', '2 seconds', 'interval',
    'How long after a start of Postgres only leases count, so that workers can reconnect and lock again.'),
   ('max_crashes', '10', 'integer',
-   'How often a workflow that is suspected of it may lose its worker before it is given up as failed (WF009).'),
+   'How often in a row a suspect may lose its worker; with one more it is given up as failed (WF009).'),
   ('max_payload_bytes', '134217728', 'bigint',
    'The largest input, output, step result or error that is accepted, in bytes of jsonb.'),
   ('retry_initial', '1 second', 'interval', 'The wait before the second attempt of a workflow.'),

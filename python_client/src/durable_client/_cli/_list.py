@@ -62,8 +62,8 @@ def list_workflows(
     A narrow terminal shows fewer columns; a pipe gets all of them, uncut.
 
     JSON: an array of objects with workflow_id, name, status, queue, key, priority, tags, attempt, failures, crashes,
-    max_attempts, error_message, created_at, started_at, completed_at, wake_at, deadline, timeout_seconds, worker,
-    paused_at, pause_reason, warning, forked_from, forked_at_step, continued_from, continued_as.
+    suspicions, max_attempts, error_message, created_at, started_at, completed_at, wake_at, deadline, timeout_seconds,
+    worker, paused_at, pause_reason, warning, forked_from, forked_at_step, continued_from, continued_as.
 
     \b
     Examples:

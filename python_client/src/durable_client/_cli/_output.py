@@ -22,10 +22,10 @@ PREVIEW = 2000
 WORKFLOW_JSON = """
   'workflow_id', w.workflow_id, 'name', w.name, 'status', w.status, 'queue', w.queue, 'key', w.key,
   'priority', w.priority, 'tags', w.tags, 'attempt', w.attempt, 'failures', w.failures, 'crashes', w.crashes,
-  'max_attempts', w.max_attempts, 'error_message', w.error_message, 'created_at', w.created_at,
-  'started_at', w.started_at, 'completed_at', w.completed_at, 'wake_at', w.wake_at, 'deadline', w.deadline,
-  'timeout_seconds', extract(epoch from w.timeout), 'worker', w.worker, 'paused_at', w.paused_at,
-  'pause_reason', w.pause_reason, 'warning', w.warning, 'forked_from', w.forked_from,
+  'suspicions', w.suspicions, 'max_attempts', w.max_attempts, 'error_message', w.error_message,
+  'created_at', w.created_at, 'started_at', w.started_at, 'completed_at', w.completed_at, 'wake_at', w.wake_at,
+  'deadline', w.deadline, 'timeout_seconds', extract(epoch from w.timeout), 'worker', w.worker,
+  'paused_at', w.paused_at, 'pause_reason', w.pause_reason, 'warning', w.warning, 'forked_from', w.forked_from,
   'forked_at_step', w.forked_at_step, 'continued_from', w.continued_from, 'continued_as', w.continued_as"""
 
 _STYLES = {

@@ -28,7 +28,8 @@ _AS_JSON = f"""
   from durable.workflows w where w.workflow_id = %s""".encode()
 _WORKFLOW = f"""
   select w.name, w.status::text, w.queue, coalesce(w.key, '') as key, w.priority, w.attempt, w.failures, w.max_attempts,
-    w.crashes, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline, coalesce(w.worker, '') as worker,
+    w.crashes, w.suspicions, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline,
+    coalesce(w.worker, '') as worker,
     case when w.tags <> '{{}}' then left(w.tags::text, {PREVIEW + 1}) end as tags,
     left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error,
     durable._now_in_view() as now,
@@ -87,6 +88,17 @@ def show(workflow_id: str, dsn: str | None, output: str) -> None:
             _print_workflow(conn, workflow_id)
 
 
+def _suspicion(suspicions: int, crashes: int) -> str:
+    """What its workers died of, as far as that is known: only of what came since its last checkpoint."""
+    if crashes:
+        return f"{crashes} since its last checkpoint, and it was to blame"
+    if suspicions:
+        return f"{suspicions} since its last checkpoint; " + (
+            "it is a suspect" if suspicions > 1 else "it may be to blame"
+        )
+    return ""
+
+
 def _not_found(workflow_id: str) -> WorkflowNotFound:
     return WorkflowNotFound(
         f"workflow {workflow_id} not found",
@@ -112,7 +124,8 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         ("Priority", str(row["priority"] or "")),
         ("Key", row["key"]),
         ("Tags", preview(row["tags"])),
-        ("Attempt", f"{row['attempt']} ({row['failures']} of {row['max_attempts']} failed, {row['crashes']} crashed)"),
+        ("Attempt", f"{row['attempt']} ({row['failures']} of {row['max_attempts']} failed)"),
+        ("Lost workers", _suspicion(row["suspicions"] or 0, row["crashes"])),
         ("Worker", row["worker"]),
         ("Created", moment(row["created_at"], now)),
         ("Started", moment(row["started_at"], now)),

@@ -77,7 +77,7 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1: failures, crashes and retries add one."""
+        """Which attempt this is, from 1: each failure, each death of its worker and each retry adds one."""
         return self._run.attempt
 
     @property
