@@ -160,17 +160,17 @@ def _of_many_names(bench: Bench, system: System) -> Iterator[Measurement]:
         for side in (many, one):
             side.enqueue(20 * BATCH)
         found = in_turns(turns, partial(many.work, batches), partial(one.work, batches))[2:]
-        for part, what, target in ((1, "claim and complete", Target(0.95)), (0, "enqueue_many", None)):
+        for part, what in ((1, "claim and complete"), (0, "enqueue_many")):
             spent = [(a[part], b[part]) for a, b in found]
             yield Measurement.of(
                 "lines", "durable", f"{what}, {TEN} names, one connection, of the rate with one name", "×", "higher",
-                rates(spent), settings={**settings, "ms per turn": medians(spent)}, target=target,
+                rates(spent), settings={**settings, "ms per turn": medians(spent)},
             )  # fmt: skip
         shared = asyncio.run(_shared(many, one, turns, connections, batches * connections))[2:]
         yield Measurement.of(
             "lines", "durable",
             f"claim and complete, {TEN} names, {connections} connections, of the rate with one name", "×", "higher",
-            rates(shared), settings={**settings, "µs per workflow": medians(shared)}, target=Target(0.85),
+            rates(shared), settings={**settings, "µs per workflow": medians(shared)},
         )  # fmt: skip
 
 
@@ -215,14 +215,17 @@ def _after_priorities(bench: Bench, system: System) -> Iterator[Measurement]:
         left_at = time.monotonic()
         what = f"after {priorities:,} priorities and their lines"
         # The marks of a line leave with it, or, where a claim moved them at that moment, with the next sweep.
-        yield from _compared(used, fresh, few, what, Target(0.95), {**settings, "marks": _marks(used)})
+        yield from _compared(used, fresh, few, what, None, {**settings, "marks": _marks(used)})
         settings["marks at the end of these"] = _marks(used)
         forgotten = f"select max(cardinality(m.line_ids)) <= 4 from durable.line_marks m where m.queue = '{QUEUE}'"
-        yield Measurement.of(
-            "lines", "durable", f"{priorities:,} priorities used once: from then until no mark is left of them", "s",
-            "lower", [_until(used, forgotten, fresh, since=left_at)], settings=settings,
-        )  # fmt: skip
-        yield from _compared(used, fresh, turns, f"{what} and marks", Target(0.95), settings)
+        # Until then a claim passes over what the index of the lines has of them: some 50 pages.
+        vacuumed = "select s.n_dead_tup < 100 from pg_stat_user_tables s where s.relid = 'durable.lines'::regclass"
+        for end, true in (("no mark is left of them", forgotten), ("autovacuum has come", vacuumed)):
+            yield Measurement.of(
+                "lines", "durable", f"{priorities:,} priorities used once: from then until {end}", "s", "lower",
+                [_until(used, true, fresh, since=left_at)], settings=settings,
+            )  # fmt: skip
+        yield from _compared(used, fresh, turns, f"{what}, marks and dead entries", Target(0.95), settings)
 
 
 def _marks(conn: psycopg.Connection[Any]) -> int:
