@@ -115,7 +115,7 @@ class WorkerProcess:
         return cpu_seconds_of(self.pid)
 
     def require_alive(self) -> None:
-        if not self.is_alive():
+        if self._process.poll() is not None:
             raise SystemExit(f"The worker of {self.system} ended with {self._process.returncode}:\n{self.output()}")
 
     def is_alive(self) -> bool:

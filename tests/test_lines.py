@@ -669,6 +669,20 @@ def test_a_line_that_is_in_use_stays_and_is_looked_at_less_and_less_often(db: Da
     assert seen == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
 
 
+def test_a_line_that_is_used_again_while_it_leaves_stays(db: Database) -> None:
+    conn = db.connect()
+    clock = Clock(conn)
+    enqueue(conn)
+    complete(conn, claim(conn))
+    clock.tick(10)
+    assert [line.leaving for line in lines(conn)] == [True]
+    workflow_id = enqueue(conn)
+    for _ in range(10):
+        clock.tick(20)
+    assert [line.leaving for line in lines(conn)] == [False]
+    assert claim_one(conn).workflow_id == workflow_id
+
+
 def test_thousands_of_priorities_that_are_used_once_are_forgotten(db: Database) -> None:
     conn = db.connect()
     clock = Clock(conn)
@@ -700,17 +714,6 @@ def empty(db: Database) -> Empty:
     clock.forward(10)
     assert [line.leaving for line in lines(conn)] == [False]
     return Empty(conn, clock)
-
-
-def test_a_line_that_is_used_again_while_it_leaves_stays(empty: Empty) -> None:
-    conn, clock = empty
-    clock.tick()
-    assert [line.leaving for line in lines(conn)] == [True]
-    workflow_id = enqueue(conn)
-    for _ in range(10):
-        clock.tick(20)
-    assert [line.leaving for line in lines(conn)] == [False]
-    assert claim_one(conn).workflow_id == workflow_id
 
 
 @pytest.mark.parametrize("when", ["before the mark", "before the mark is committed"])

@@ -57,11 +57,10 @@ declare
   v_up_to bigint := least(p_until, v_first.head_seq + p_wanted - 1);
   v_rows tid[];
   v_left bigint;
-  v_times bigint;
+  v_after bigint;
   v_most bigint;
-  v_after bigint := v_up_to;
   v_some record;
-  v_found bigint;
+  v_candidates tid[] := array[]::tid[];
   v_seen bigint;
 begin
   if v_lines = 1 then
@@ -88,20 +87,19 @@ begin
   end if;
   -- Then what may be among the first is read before it is locked: twice as much while others are at work, who may be about to
   -- lock the same.
-  v_times := 1 + (pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()))::integer;
-  v_found := v_seen;
+  v_most := v_left * (1 + (pg_snapshot_xmin(pg_current_snapshot()) < pg_snapshot_xmax(pg_current_snapshot()))::integer);
+  v_after := v_up_to;
   loop
-    v_most := v_times * v_left;
     if v_after >= v_up_to then
       -- Bit by bit, for most of what each line has would be read in vain: by as much as what is left takes at the density so far;
       -- where there was nothing, to the next line that begins, or four times as far.
       v_up_to := case when v_lines * v_most <= 50 then p_until
         else least(p_until, v_most + coalesce(
-          case when v_found = 0 then (select min(h.head_seq) from unnest(p_heads) as h where h.head_seq > v_up_to) end,
-          v_up_to + ((v_up_to - v_first.head_seq)
-            * case when v_found = 0 then 3 else least(16, 1.2 * v_most / (v_seen + 1)) end)::bigint)) end;
+          case when v_seen = 0 then (select min(h.head_seq) from unnest(p_heads) as h where h.head_seq > v_up_to) end,
+          v_up_to + ((v_up_to - v_first.head_seq) * case when v_seen = 0 then 3
+            else least(16, 1.2 * (v_most - cardinality(v_candidates)) / (v_seen + 1)) end)::bigint)) end;
     end if;
-    select coalesce(array_agg(c.ctid), '{}') as rows, max(c.ready_seq) as last into v_some
+    select array_agg(c.ctid) as rows, max(c.ready_seq) as last into v_some
     from (
       select r.ctid, r.ready_seq
       from unnest(p_heads) as h
@@ -112,21 +110,23 @@ begin
           and r.name = h.name and r.queue = h.queue and r.priority = h.priority and r.ctid <> all(p_known)
           -- Mostly what others are about to claim: else each of many claimers would first come upon what the others have.
           and r.xmax <> all(array(select x::xid from pg_snapshot_xip(pg_current_snapshot()) as x))
-        order by r.ready_seq limit v_most) r
-      order by r.ready_seq limit v_most) c;
-    v_found := cardinality(v_some.rows)::bigint;
-    v_seen := v_seen + v_found;
-    v_after := case when v_found = v_most then v_some.last else v_up_to end;
-    if v_found > 0 then
-      -- Others may hold some of these. What is ready is never changed and ready at the same place, so that where one was there
-      -- is no other.
+        order by r.ready_seq limit v_most - cardinality(v_candidates)) r
+      order by r.ready_seq limit v_most - cardinality(v_candidates)) c;
+    v_candidates := v_candidates || v_some.rows;
+    v_seen := v_seen + coalesce(cardinality(v_some.rows), 0);
+    v_after := case when cardinality(v_candidates) = v_most then v_some.last else v_up_to end;
+    if cardinality(v_candidates) = v_most or v_after >= p_until then
+      -- Of these, others may hold some; then it goes on behind them, and takes more into view. What is ready is never changed and
+      -- ready at the same place, so that where one was there is no other.
       v_rows := v_rows || array(
         select r.ctid from durable.live_workflows r
-        where r.ctid = any(v_some.rows) and r.ready_seq <= p_until
+        where r.ctid = any(v_candidates) and r.ready_seq <= p_until
         order by r.ready_seq limit v_left for update skip locked);
       v_left := (p_wanted - cardinality(v_rows))::bigint;
+      exit when v_left = 0 or v_after >= p_until;
+      v_most := 4 * v_left;
+      v_candidates := array[]::tid[];
     end if;
-    exit when v_left = 0 or v_after >= p_until;
   end loop;
   return v_rows;
 end

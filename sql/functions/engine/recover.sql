@@ -61,8 +61,7 @@ begin
     update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
     perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
       'code', 'WF009', 'type', 'RecoveryLimitExceeded',
-      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)',
-        v_max + 1)),
+      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
       array[cardinality(v_worn)]));
   end if;
   perform pg_current_xact_id();

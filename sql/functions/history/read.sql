@@ -16,9 +16,9 @@ comment on view durable.workflows is
   'Every workflow, unfinished and finished. status is pending (ready, or due later), running (leased by a worker), sleeping (until '
   'a time), waiting (for a message, event, child or approval), or, at the end, completed, failed or cancelled. error is what '
   'ended the last attempt; wake_at is when a delayed, retried or sleeping one becomes ready (infinity for a child that '
-  'max_parallel holds back); crashes are the deaths of workers, since its last checkpoint, that it was to blame for, '
-  'and suspicions, while it is unfinished, those that it may be to blame for; worker is the worker that runs it, or ended it '
-  'while that one is still listed; parent_id is the workflow that started a child. paused_at is when it was paused, null while it is not. forked_from and forked_at_step tell '
+  'max_parallel holds back); crashes are the deaths of workers, since its last checkpoint, that it was to blame for, and suspicions, while it is '
+  'unfinished, those that it may be to blame for; worker is the worker that runs it, or ended it while that one is still listed; parent_id is the '
+  'workflow that started a child. paused_at is when it was paused, null while it is not. forked_from and forked_at_step tell '
   'what it is a fork of; continued_from and continued_as are the runs before and '
   'after it.';
 

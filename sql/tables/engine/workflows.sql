@@ -106,8 +106,7 @@ comment on column durable.live_workflows.line_id is
   'The line that it stands in when it is ready; the claim makes it that of the started ones. See sql/tables/engine/lines.sql.';
 comment on column durable.live_workflows.wake_at is 'When it becomes ready: delayed start, retry, sleep or the end of a wait.';
 comment on column durable.live_workflows.deadline is 'When its timeout ends it; set by the first claim.';
-comment on column durable.live_workflows.attempt is
-  'Which attempt this is, from 1; each failure, each death of its worker and each retry adds one.';
+comment on column durable.live_workflows.attempt is 'Which attempt this is, from 1; each failure, each death of its worker and each retry adds one.';
 comment on column durable.live_workflows.failures is 'Attempts that ended in an error; compared with max_attempts.';
 comment on column durable.live_workflows.crashes is
   'How often, since its last checkpoint, its worker died while it was the suspect; compared with the setting max_crashes.';
