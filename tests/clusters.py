@@ -158,7 +158,6 @@ class Cluster:
             "full_page_writes": "off",
             "max_connections": "200",
             "max_worker_processes": "16",
-            "max_prepared_transactions": "10",
             "shared_buffers": "64MB",
             "max_wal_size": "256MB",
             "min_wal_size": "64MB",

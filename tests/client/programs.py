@@ -456,6 +456,28 @@ def plain_mixed(ctx: Context, n: int) -> int:
     return sum(future.result() for future in both)
 
 
+# One of everything, for runs in which somebody is in the way.
+
+
+@app.step(retry=Retry(max_attempts=2, initial="10ms"))
+async def at_second_try() -> int:
+    if current_step().attempt == 1:
+        raise Refused
+    return current_step().attempt
+
+
+@app.workflow(max_attempts=2)
+async def everything(ctx: AsyncContext, name: str) -> list[Any]:
+    done = [await ctx.step(add, 1, 2), await ctx.step(at_second_try), await ctx.step(launch, name)]
+    await ctx.sleep("20ms")
+    done += [await ctx.transaction(book, 3), *await ctx.map(leaf, [[name, 4], [name, 5]], max_parallel=1)]
+    await ctx.set("done", len(done))
+    done += [await ctx.receive("mail"), await ctx.wait_event(f"event of {name}")]
+    if ctx.attempt == 1:
+        raise Refused
+    return done
+
+
 # What a worker process does
 
 

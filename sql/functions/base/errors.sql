@@ -37,12 +37,19 @@ begin
       perform durable._raise('WF006', format('%s: the payload is too large', v_what),
         format('The limit is %s bytes of jsonb (setting max_payload_bytes).', durable._max_payload()),
         'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+    when 'busy' then
+      perform durable._raise('55P03', format('%s: another transaction holds it', v_what),
+        'Nothing was changed.', 'Send the call again.');
     else
       perform durable._raise('WF005', format('%s: invalid argument', v_what),
         'The step name is null, empty or longer than 500 characters, or the error is null.', 'Correct the call.');
   end case;
 end
 $$;
+
+-- What is no fault of an item: deadlocks, lock timeouts, a full disk, a server that shuts down.
+create function durable._is_passing(code text)
+returns boolean language sql immutable as $$ select left(code, 2) in ('40', '53', '55', '57', '58') $$;
 
 -- The longest time that any argument or setting may span.
 create function durable._longest()

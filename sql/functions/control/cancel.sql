@@ -16,13 +16,13 @@ begin
     return false;
   end if;
   v_workers := array(
-    select distinct l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.worker_id is not null);
+    select l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.worker_id is not null);
   perform durable._finish(v_ids, null, 'cancelled', null, array(
     select jsonb_build_object('code', 'WF004', 'type', 'WorkflowCancelled', 'message', case
       when i.id = workflow_id then coalesce(reason, 'cancelled')
       else format('cancelled with workflow %s', workflow_id) || coalesce(': ' || reason, '') end)
     from unnest(v_ids) with ordinality as i(id, n) order by i.n));
-  perform pg_notify('durable_worker_' || w, 'cancel') from unnest(v_workers) as w;
+  perform durable._tell(v_workers, 'cancel');
   return true;
 end
 $$;

@@ -53,6 +53,7 @@ begin
     end if;
     perform durable._raise_outcome(case v_outcome when 'ok' then 'WF002' else v_outcome end, workflow_id, lease);
   end if;
+  perform durable._let_ring();
   v_next := durable._new_id();
   v_row := durable._link_runs(workflow_id, v_next);
   perform pg_current_xact_id();

@@ -18,7 +18,7 @@ begin
     pause_reason = reason
   where l.workflow_id = _pause.workflow_id;
   if v_row.worker_id is not null and lease is null then
-    perform pg_notify('durable_worker_' || v_row.worker_id, 'cancel');
+    perform durable._tell(array[v_row.worker_id], 'cancel');
   end if;
   return true;
 end

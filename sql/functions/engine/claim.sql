@@ -283,9 +283,9 @@ begin
     loop
       -- In a variable: as a volatile argument it would keep _is_due from being inlined.
       v_seq := pg_sequence_last_value('durable.ready_seq');
-      select durable._is_due(m, v_seq, v_now) as is_due,
+      select durable._is_due(m, v_seq, v_now) as is_due, durable._short(m, v_now) as short,
           durable._start_in(m.safe_seqs[array_position(m.line_ids, v_line.line_id)],
-            m.start_seqs[array_position(m.line_ids, v_line.line_id)], 2000) as start_seq,
+            m.start_seqs[array_position(m.line_ids, v_line.line_id)], durable._short(m, v_now)) as start_seq,
           m.line_ids, m.safe_seqs, m.start_seqs
         into v_mark
       from durable.line_marks m where m.queue = v_queue order by m.version desc limit 1;
@@ -307,7 +307,7 @@ begin
     v_heads := array(
       select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
       from (
-        select n.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
+        select n.*, durable._start_in(m.safe_seq, m.start_seq, v_mark.short) as start_seq
         -- Once each: a line may be registered twice.
         from (select distinct n.line_id, n.priority, n.queue, n.name from unnest(v_lines) as n) as n
         left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
@@ -373,7 +373,10 @@ begin
     else (c.priority::bigint << 47) | ((not c.replay)::integer::bigint << 46) | (c.lease >> 20) end;
   get diagnostics v_got = row_count;
   if v_got > 0 then
-    delete from durable.idle_workers i where i.worker_id = v_worker_id;
+    -- Another call of this worker may be about to do the same.
+    delete from durable.idle_workers i
+    where i.ctid = any(array(
+      select o.ctid from durable.idle_workers o where o.worker_id = v_worker_id for update skip locked));
   end if;
 end
 $$;

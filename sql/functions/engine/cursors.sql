@@ -16,6 +16,12 @@ returns bigint language sql immutable as $$
   select coalesce(case when start_seq - safe_seq < short then safe_seq else start_seq end, 0)
 $$;
 
+-- How long a stretch is short. Any is, while nobody sweeps: whoever moves the marks may be in a transaction that stays open.
+create function durable._short(mark durable.line_marks, at timestamptz)
+returns bigint language sql stable as $$
+  select case when mark.sweep_at < at - interval '1 second' then 9223372036854775807 else 2000 end
+$$;
+
 -- Whether a mark (null when there is none yet) may have to move. Where claims read a few places too many it need not: moving
 -- takes as long as reading a hundred. Stable, as its subtraction is: else it is not inlined.
 create function durable._is_due(mark durable.line_marks, seq bigint, at timestamptz)

@@ -6,7 +6,8 @@
 create function durable._relieve(worker_ids integer[])
 returns void language plpgsql as $$
 begin
-  perform pg_notify('durable_worker_' || w, '') from unnest(worker_ids) as w;
+  perform durable._let_ring();
+  perform durable._tell(worker_ids, '');
 end
 $$;
 
@@ -55,14 +56,13 @@ begin
       coalesce(array_agg(l.workflow_id) filter (where w.suspect_id is null), '{}'),
       array_agg(l.workflow_id) filter (where l.workflow_id = w.suspect_id and l.crashes >= v_max)
     into v_blamed, v_unclear, v_worn
-  from durable.live_workflows l join durable.workers w on w.worker_id = l.worker_id
+  from durable.live_workflows l join durable.workers w on w.worker_id = l.worker_id and not w.left_by_itself
   where l.workflow_id = any(v_ids);
   if cardinality(v_worn) > 0 then
     update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
-    perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
+    perform durable._fail_many_now(v_worn, jsonb_build_object(
       'code', 'WF009', 'type', 'RecoveryLimitExceeded',
-      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
-      array[cardinality(v_worn)]));
+      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)));
   end if;
   perform pg_current_xact_id();
   with requeued as (
@@ -81,6 +81,35 @@ begin
 end
 $$;
 
+-- Declares those of these workers dead whose row nobody else holds, and has held lately.
+create function durable._bury(worker_ids integer[], at timestamptz, grace interval)
+returns void language plpgsql as $$
+declare
+  v_time interval := durable._lease() / 2;
+  -- Before the rows, so that of two recoveries the later one knows of the other.
+  v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.recover'));
+  v_kept integer[];
+  v_free integer[] := array(
+    select d.worker_id from durable.workers d
+    where d.worker_id = any(worker_ids) and d.died_at is null and (d.expires_at < at or d.lock_lost_at <= at - grace)
+    for update skip locked);
+begin
+  delete from durable.kept_workers k
+  where k.ctid = any(array(
+    select o.ctid from durable.kept_workers o where o.seen_at not between at - v_time and at for update skip locked));
+  -- Another recovery that is under way may be who holds it.
+  if v_is_alone then
+    insert into durable.kept_workers (worker_id, seen_at)
+    select d.worker_id, at from durable.workers d
+    where d.worker_id = any(worker_ids) and d.worker_id <> all(v_free) and d.died_at is null;
+  end if;
+  v_kept := array(select distinct k.worker_id from durable.kept_workers k);
+  update durable.workers w
+  set died_at = at, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
+  where w.worker_id = any(v_free) and (w.worker_id <> all(v_kept) or w.lock_lost_at <= at - grace);
+end
+$$;
+
 -- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
 create function durable._bury_workers()
 returns void language plpgsql as $$
@@ -89,14 +118,16 @@ declare
   -- Read once, for in a condition they would be read for each row.
   v_grace interval := durable._setting('session_grace')::interval;
   v_retention interval := durable._setting('dead_worker_retention')::interval;
+  v_restart_grace interval := durable._setting('restart_grace')::interval;
   v_free integer[];
+  v_ended integer[];
 begin
   if not exists (select from durable.crash_marks) then
     insert into durable.crash_marks (seen_at) values (v_now);
   end if;
-  -- Right after a start or a crash of Postgres all sessions are new, and their locks are still to be taken.
-  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m))
-    < v_now - durable._setting('restart_grace')::interval then
+  -- Right after a start or a crash of Postgres all sessions are new, their locks are still to be taken, and their leases to be
+  -- renewed.
+  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m)) <= v_now - v_restart_grace then
     -- As a difference of two sets, for "not exists" is planned to look for each worker among all locks.
     v_free := array(
       select w.worker_id::bigint from durable.workers w where w.died_at is null and w.session_lock
@@ -109,14 +140,15 @@ begin
     where w.worker_id = any(array(
       select o.worker_id from durable.workers o
       where o.died_at is null and (o.lock_lost_at is null) = (o.worker_id = any(v_free)) for update skip locked));
+
+    v_ended := array(
+      select d.worker_id from durable.workers d
+      where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
+    if cardinality(v_ended) > 0 then
+      perform durable._bury(v_ended, v_now, v_grace);
+    end if;
   end if;
 
-  update durable.workers w
-  set died_at = v_now, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
-  where w.worker_id = any(array(
-    select d.worker_id from durable.workers d
-    where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace)
-    limit 1000 for update skip locked));
   -- Not waiting for a claim of theirs that is still open; what it holds is deleted another time.
   delete from durable.idle_workers i
   where i.ctid = any(array(
@@ -155,8 +187,11 @@ begin
   v_done := durable._requeue(v_dead, max_workflows);
   if v_done = 0 then
     update durable.workers w set cleared_at = v_now
-    where w.worker_id = any(v_dead) and w.died_at < v_now - interval '1 minute' and w.cleared_at is null
-      and not exists (select from durable.live_workflows l where l.worker_id = w.worker_id);
+    where w.worker_id = any(array(
+      select d.worker_id from durable.workers d
+      where d.worker_id = any(v_dead) and d.died_at < v_now - interval '1 minute' and d.cleared_at is null
+        and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
+      for update of d skip locked));
   end if;
   return v_done;
 end
@@ -164,13 +199,11 @@ $$;
 
 create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
-  if not pg_try_advisory_xact_lock(hashtext('durable.recover')) then
-    return 0;
-  end if;
+  perform durable._let_ring();
   perform durable._bury_workers();
   return durable._requeue_of_dead(max_workflows);
 end
@@ -180,5 +213,5 @@ comment on function durable.recover(integer) is
   'in line; returns how many that were. A worker that held a suspect was killed by it: that one counts a crash, and is failed '
   '(WF009) beyond the setting max_crashes. Else each of them gets a suspicion, which a checkpoint clears, and with the second '
   'is a suspect. '
-  'Workers call it all the time; anyone may. When it is already under way elsewhere, it returns 0 at once. '
+  'Ticks call it all the time; anyone may. What another transaction holds is for the next call. '
   'Errors: WF005 when max_workflows is not positive.';

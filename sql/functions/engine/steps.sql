@@ -1,18 +1,18 @@
 -- The core of every checkpoint call. Returns a row only for the items that were not simply stored.
 create function durable._checkpoint(
   workflow_ids uuid[], leases bigint[], step_names text[], outputs jsonb[], errors jsonb[], attempts integer[],
-  elapsed_ms bigint[]
+  elapsed_ms bigint[], may_wait boolean default true
 )
 returns table (item integer, outcome text, output jsonb, error jsonb) language plpgsql as $$
 #variable_conflict use_column
 declare
+  v_late uuid[] := durable._ensure_partitions(workflow_ids, may_wait);
   v_limit bigint := durable._max_payload();
   v_now timestamptz := durable._now();
   v_stored_ids uuid[];
   v_stored_names text[];
   v_suspected boolean;
 begin
-  perform durable._ensure_partitions(workflow_ids);
   -- No row lock on the workflow: if its lease is taken away at this moment, the next owner and this call are still
   -- ordered by the constraint on (workflow_id, step_name), where the later one waits and adopts.
   with held as materialized (
@@ -30,6 +30,7 @@ begin
     where char_length(i.step_name) between 1 and 500
       and (i.elapsed_ms between 0 and 3000000000000) is not false and (i.attempt >= 1) is not false
       and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
+      and (i.workflow_id = any(v_late)) is not true
     order by i.workflow_id, i.step_name
     on conflict do nothing
     returning workflow_id, step_name
@@ -65,6 +66,7 @@ begin
       when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
         then durable._why_lost(i.workflow_id, i.lease)
+      when i.workflow_id = any(v_late) then 'busy'
       else 'exists' end,
     w.output, w.error
   from (select i.*, row_number() over (order by i.n) as place from item i) i
@@ -102,7 +104,8 @@ begin
   return query
   select i.n, coalesce(r.outcome, 'ok'), r.output, r.error
   from generate_series(1, cardinality(workflow_ids)) as i(n)
-  left join durable._checkpoint(workflow_ids, leases, step_names, outputs, errors, attempts, checkpoint_many.elapsed_ms) r
+  left join durable._checkpoint(
+      workflow_ids, leases, step_names, outputs, errors, attempts, checkpoint_many.elapsed_ms, false) r
     on r.item = i.n
   order by i.n;
 end
@@ -110,7 +113,8 @@ $$;
 comment on function durable.checkpoint_many(uuid[], bigint[], text[], jsonb[], jsonb[], integer[], bigint[]) is
   'Stores the outcomes of many steps in one statement. The arrays are parallel; an element of errors that is not null makes '
   'that step an error. attempts and elapsed_ms (milliseconds) are for the record. Returns for each item, in order: ok (stored), '
-  'exists (another checkpoint of that step was first: output and error are the stored ones), or the code of its error '
+  'exists (another checkpoint of that step was first: output and error are the stored ones), busy (another transaction keeps it '
+  'from being stored, and nothing was changed: send the item again), or the code of its error '
   '(WF001, WF002, WF004, WF005, WF006); one bad item does not stop the others. Errors of the whole call: WF005 for arrays of '
   'different lengths.';
 
@@ -277,7 +281,7 @@ comment on function durable.fail_step(uuid, bigint, text, jsonb, integer, intege
   'Errors: WF001, WF002, WF004, WF005, WF006.';
 
 create function durable._open_running_steps(running_steps jsonb)
-returns void language plpgsql as $$
+returns void language plpgsql set lock_timeout = '50ms' as $$
 declare
   v_now timestamptz := durable._now();
 begin

@@ -144,6 +144,7 @@ begin
     perform durable._raise_outcome(v_stored.outcome, workflow_id, lease, step_name);
   end if;
 
+  perform durable._let_ring();
   perform pg_current_xact_id();
   v_line_id := durable._line_id(v_queue, v_priority, workflow);
   v_now := durable._now();
@@ -279,8 +280,6 @@ begin
     or exists (select from durable.ended_children e where e.xid = new.xid and e.seq > new.seq) then
     return null;
   end if;
-  -- A worker that ends children is often out of work at that moment.
-  perform durable._take_turn_to_ring();
   select array_agg(e.seq), array_agg(distinct e.parent_id), sum(e.slots) into v_seqs, v_parents, v_slots
   from durable.ended_children e where e.xid = new.xid;
   if v_slots > 0 then
@@ -298,8 +297,9 @@ end
 $$;
 
 -- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a
--- transaction starts while this one waits for its row is found in the next round.
-create function durable._lock_family(workflow_id uuid)
+-- transaction starts while this one waits for its row is found in the next round. Null when one of them is locked by another
+-- transaction, and this one may not wait.
+create function durable._lock_family(workflow_id uuid, may_wait boolean default true)
 returns uuid[] language plpgsql as $$
 declare
   v_ids uuid[];
@@ -307,6 +307,11 @@ declare
   v_level uuid[];
 begin
   loop
+    if not may_wait and exists (
+        select from durable.live_workflows l where l.workflow_id = any(v_found) and l.workflow_id <> all(array(
+          select o.workflow_id from durable.live_workflows o where o.workflow_id = any(v_found) for update skip locked))) then
+      return null;
+    end if;
     v_ids := array(
       select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_found)
       order by l.workflow_id for update);

@@ -41,7 +41,6 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 begin
   if durable._wakes_itself() and exists (
       select from durable.waits w where w.workflow_id = new.workflow_id and w.kind = 'message' and w.subject = new.topic) then
-    perform durable._take_turn_to_ring();
     perform durable._wake(array[new.workflow_id]);
   end if;
   return null;
@@ -54,7 +53,6 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 begin
   if durable._wakes_itself() and exists (
       select from durable.waits w where w.kind = 'event' and w.subject = new.event) then
-    perform durable._take_turn_to_ring();
     -- More than that are for the ticks.
     perform durable._wake(array(
       select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = new.event limit 10000));
@@ -104,6 +102,24 @@ begin
 end
 $$;
 
+-- Notes what a tick has seen, and when it looked: at least every five seconds. Another tick may be about to do the same, in a
+-- transaction that stays open; then the next one sees all of it again.
+create function durable._mark_tick(p_seen pg_snapshot, p_at timestamptz)
+returns void language plpgsql as $$
+declare
+  v_mark durable.wake_marks := (select m from durable.wake_marks m);
+begin
+  if v_mark.only_one is null then
+    if pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
+      insert into durable.wake_marks (seen, looked_at) values (p_seen, p_at) on conflict do nothing;
+    end if;
+  elsif v_mark.seen::text is distinct from p_seen::text or v_mark.looked_at not between p_at - interval '5 seconds' and p_at then
+    update durable.wake_marks m set seen = p_seen, looked_at = p_at
+    where m.ctid = any(array(select o.ctid from durable.wake_marks o for update skip locked));
+  end if;
+end
+$$;
+
 -- Looks at the waits and the facts that this tick sees and the last one did not.
 create function durable._wake_missed(max_workflows integer)
 returns integer language plpgsql as $$
@@ -123,9 +139,11 @@ declare
   v_ids uuid[];
   v_late uuid[];
   v_woken uuid[];
+  v_at timestamptz := durable._now();
 begin
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
+    perform durable._mark_tick(v_last, v_at);
     return 0;
   end if;
   v_receivers := array(
@@ -142,7 +160,7 @@ begin
     union all
     select r.workflow_id from durable.approval_requests r where r.xid = any(v_running) and r.xid < v_from);
   select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
-  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
+  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows for update skip locked) e;
   -- Arrays and no joins, which might be made by reading all waits.
   v_ids := array(
     select w.workflow_id from durable.waits w
@@ -167,11 +185,13 @@ begin
 
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
-  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
-  on conflict do nothing;
+  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken || v_late);
   delete from durable.late_wakes i
-  where i.workflow_id = any(v_late) and (i.workflow_id = any(v_woken) or not exists (
-    select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.status = 'waiting'));
+  where i.ctid = any(array(
+    select o.ctid from durable.late_wakes o
+    where o.workflow_id = any(v_late) and (o.workflow_id = any(v_woken) or not exists (
+      select from durable.live_workflows l where l.workflow_id = o.workflow_id and l.status = 'waiting'))
+    for update skip locked));
 
   if v_ended_seqs is not null then
     perform durable._let_in(v_ended_xids, v_ended_seqs);
@@ -179,8 +199,7 @@ begin
   if cardinality(v_ids) < max_workflows then
     -- What is left to be let in stays for the next tick.
     delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
-    insert into durable.wake_marks as m (seen) values (v_now)
-    on conflict on constraint wake_marks_pkey do update set seen = excluded.seen;
+    perform durable._mark_tick(v_now, v_at);
   end if;
   return cardinality(v_woken);
 end

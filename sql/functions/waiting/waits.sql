@@ -225,9 +225,9 @@ begin
       select r.* from durable._checkpoint(
         array(select workflow_ids[n] from unnest(v_over) as n), array(select leases[n] from unnest(v_over) as n),
         array(select step_names[n] from unnest(v_over) as n), array(select v_outputs[n] from unnest(v_over) as n),
-        null, null, v_elapsed) r
+        null, null, v_elapsed, false) r
     loop
-      v_outcomes[v_over[v_item.item]] := v_item.outcome;
+      v_outcomes[v_over[v_item.item]] := case v_item.outcome when 'busy' then 'waiting' else v_item.outcome end;
       v_outputs[v_over[v_item.item]] := v_item.output;
       v_errors[v_over[v_item.item]] := v_item.error;
       v_seqs[v_item.item] := '[]';
@@ -360,6 +360,7 @@ create function durable.recheck_waits(workflow_ids uuid[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
+  perform durable._let_ring();
   return cardinality(durable._wake(array(
     select distinct w.workflow_id from durable.waits w
     where w.workflow_id = any(recheck_waits.workflow_ids) and durable._has_come(w.kind, w.subject, w.workflow_id))));

@@ -7,6 +7,7 @@ import click
 from .._version import __version__
 from ._approvals import approvals, decide
 from ._dev import dev
+from ._doctor import doctor
 from ._enqueue import enqueue
 from ._errors import ReportingGroup
 from ._install import install
@@ -54,6 +55,7 @@ for _command in (
     approvals,
     decide,
     schedule,
+    doctor,
 ):
     cli.add_command(_command)
 
