@@ -40,9 +40,7 @@ FAIL_STEP = (
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
 )
 STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = (
-    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
-)
+FAIL = "select item, outcome from durable.fail_many(%s::uuid[], %s::bigint[], %s::jsonb[], null, %s::boolean[])"
 WAIT = (
     "select item, outcome, output::text, error::text from durable.wait_many("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::interval[],"
@@ -99,7 +97,15 @@ BACKFILL_SCHEDULE = (
     " redo => %s)"
 )
 VERSION = "select durable.version(), durable.build()"
-BACKEND = "select pg_backend_pid()"
+# The backend that answers, and whether its server recovers or is a standby.
+BACKEND = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
+IN_RECOVERY = "select pg_catalog.pg_is_in_recovery()"
+# A setting that this version of Postgres does not have is left out.
+SET = (
+    "select pg_catalog.set_config(name, value, false)"
+    " from rows from (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])) as t(name, value)"
+    " where pg_catalog.current_setting(name, true) is not null"
+)
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
 
 
