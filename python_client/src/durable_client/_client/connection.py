@@ -27,7 +27,14 @@ _PROBES = 3
 _PROBE_SECONDS = 3
 _EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
 # For statements of the client alone, in the program that asks and in the worker.
-_ASKING = {"search_path": "pg_catalog, pg_temp", "array_nulls": "on", "idle_session_timeout": "0"}
+_ASKING = {
+    "search_path": "pg_catalog, pg_temp",
+    "array_nulls": "on",
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "idle_session_timeout": "0",
+}
 # A worker repeats what fails, so that limits only make it do work again. lock_timeout stays as it is: a statement that
 # waits for a lock and is refused is sent again after the others.
 _WORKING = _ASKING | {

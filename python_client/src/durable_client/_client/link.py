@@ -185,18 +185,22 @@ class Link:
                 cursor = await self._conn.execute(query, parameters, prepare=self.direct)
                 return await cursor.fetchall()
             except psycopg.Error as error:
-                if not await self._is_lost(error):
+                if not await self._is_lost(error, tries):
                     raise
                 if self._conn is not None:
                     await self._conn.close()
             await asyncio.sleep(pause(tries))
             tries += 1
 
-    async def _is_lost(self, error: psycopg.Error) -> bool:
+    async def _is_lost(self, error: psycopg.Error, tries: int) -> bool:
+        """Whether the statement is to be sent over another connection."""
         if connection_lost(error, self._conn is None or self._conn.closed):
             return True
         if not isinstance(error, psycopg.errors.FeatureNotSupported):
             return False
+        # What is said of a statement that was prepared before the schema was upgraded, once.
+        if tries == 0:
+            return True
         # What a standby says of unlogged tables; the server may have become one under this connection.
         assert self._conn is not None
         try:

@@ -282,11 +282,11 @@ def lost_by(run: Run) -> WorkflowInterrupted | None:
 def _may_pass(error: Exception) -> bool:
     """Whether the database refuses for reasons of its own.
 
-    Also when its schema is being changed (42, 3F, 0A, 55), or a right is missing (42501, 28): no output is to blame.
+    Also when its schema is being changed (42, 3F, 55), or a right is missing (42501, 28): no output is to blame.
     """
     if not isinstance(error, psycopg.Error):
         return False
-    return transient(error) or (error.sqlstate or "")[:2] in ("0A", "28", "3F", "42", "55")
+    return transient(error) or (error.sqlstate or "")[:2] in ("28", "3F", "42", "55")
 
 
 def _refusal(item: Item, error: Exception) -> DurableError:
