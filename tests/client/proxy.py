@@ -239,7 +239,8 @@ class _Conversation:
             answer += whole
             if kind == b"D":
                 (length,) = struct.unpack("!i", body[2:6])
-                rows.append(body[6 : 6 + max(length, 0)].decode())
+                # In binary form jsonb begins with the number of its version.
+                rows.append(body[6 : 6 + max(length, 0)].decode(errors="replace").lstrip("\x01"))
             elif kind == b"Z":
                 return answer, rows
 

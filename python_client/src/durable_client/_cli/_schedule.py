@@ -66,7 +66,7 @@ def list_schedules(dsn: str | None, output: str) -> None:
     Example:
       durable schedule list
     """
-    with connect_to_schema(dsn) as conn:
+    with connect_to_schema(dsn) as conn, in_utc(conn):
         if output == "json":
             query = f"select json_build_object({_SCHEDULE_JSON})::text from durable.schedules s order by s.name"
             click.echo("[" + ",\n ".join(document for (document,) in conn.execute(query.encode())) + "]")
@@ -98,7 +98,7 @@ def show(name: str, limit: int, dsn: str | None, output: str) -> None:
     Example:
       durable schedule show nightly-report --limit 30
     """
-    with connect_to_schema(dsn) as conn, translated():
+    with connect_to_schema(dsn) as conn, in_utc(conn), translated():
         following = [row[0] for row in conn.execute(calls.NEXT_FIRINGS, [name, limit])]
         if output == "json":
             document = conn.execute(

@@ -29,9 +29,11 @@ FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
 )
+# In sessions of users, whose search_path may lead anywhere.
 CHECKPOINT_ONE = (
-    "select outcome, output::text, error::text from durable.checkpoint_many("
-    "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
+    "select outcome, output::pg_catalog.text, error::pg_catalog.text from durable.checkpoint_many("
+    "array[%s::pg_catalog.uuid], array[%s::pg_catalog.int8], array[%s::pg_catalog.text], array[%s::pg_catalog.jsonb],"
+    " null, array[%s::pg_catalog.int4], array[%s::pg_catalog.int8])"
 )
 BEGIN_STEP = "select durable.begin_step(%s, %s, %s)"
 START_STEP = "select durable.start_step(%s, %s, %s)"
@@ -39,10 +41,10 @@ FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
     " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
 )
-STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = (
-    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+STEP_RESULT = (
+    "select status::pg_catalog.text, output::pg_catalog.text, error::pg_catalog.text from durable.step_result(%s, %s)"
 )
+FAIL = "select item, outcome from durable.fail_many(%s::uuid[], %s::bigint[], %s::jsonb[], null, %s::boolean[])"
 WAIT = (
     "select item, outcome, output::text, error::text from durable.wait_many("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::interval[],"
@@ -99,7 +101,16 @@ BACKFILL_SCHEDULE = (
     " redo => %s)"
 )
 VERSION = "select durable.version(), durable.build()"
-BACKEND = "select pg_backend_pid()"
+# The backend that answers, and whether its server recovers or is a standby.
+BACKEND = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
+IN_RECOVERY = "select pg_catalog.pg_is_in_recovery()"
+# A setting that this version of Postgres does not have is left out.
+SET = (
+    "select pg_catalog.set_config(name, value, false)"
+    " from rows from (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
+    " as t(name, value)"
+    " where pg_catalog.current_setting(name, true) is not null"
+)
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
 
 

@@ -25,7 +25,8 @@ from .._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, transla
 from .._records import StepRecord
 from .._schedules import BackfillStep, Schedule
 from . import calls
-from .link import configure, pause
+from .connection import BinaryCursor, configure, conninfo
+from .link import pause
 from .schema import check_version
 
 R = TypeVar("R")
@@ -182,11 +183,12 @@ class Client:
 
     def _open(self) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
         # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-        with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
+        dsn = conninfo(self._dsn)
+        with psycopg.Connection.connect(dsn, autocommit=True) as conn, translated():
             check_version((conn.execute(calls.VERSION)).fetchone())
         pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
-            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
-            kwargs={"autocommit": True},
+            dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
+            kwargs={"autocommit": True, "cursor_factory": BinaryCursor},
         )  # fmt: skip
         pool.open()
         return pool
@@ -196,7 +198,8 @@ class Client:
             if conn is None:
                 with self._connection() as own:
                     return (own.execute(query, parameters)).fetchall()
-            with conn.cursor(row_factory=tuple_row) as cursor:
+            # Whatever the settings of the connection, which is the caller's.
+            with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
                 cursor.execute(query, parameters)
                 rows: list[tuple[Any, ...]] = cursor.fetchall()
                 return rows

@@ -25,7 +25,8 @@ from .._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, transla
 from .._records import StepRecord
 from .._schedules import BackfillStep, Schedule
 from . import calls
-from .link import configure_async, pause
+from .connection import AsyncBinaryCursor, configure_async, conninfo
+from .link import pause
 from .schema import check_version
 
 R = TypeVar("R")
@@ -182,12 +183,13 @@ class AsyncClient:
 
     async def _open(self) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
         # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+        dsn = conninfo(self._dsn)
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
             with translated():
                 check_version(await (await conn.execute(calls.VERSION)).fetchone())
         pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
-            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
-            kwargs={"autocommit": True},
+            dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
+            kwargs={"autocommit": True, "cursor_factory": AsyncBinaryCursor},
         )  # fmt: skip
         await pool.open()
         return pool
@@ -197,7 +199,8 @@ class AsyncClient:
             if conn is None:
                 async with self._connection() as own:
                     return await (await own.execute(query, parameters)).fetchall()
-            async with conn.cursor(row_factory=tuple_row) as cursor:
+            # Whatever the settings of the connection, which is the caller's.
+            async with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
                 await cursor.execute(query, parameters)
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows

@@ -17,7 +17,8 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from .._client import calls
-from .._client.link import Link, configure, configure_async
+from .._client.connection import configure_for_steps, configure_for_steps_async, conninfo
+from .._client.link import Link
 from .._definitions import Step
 from .._durations import seconds
 from .._errors import DurableError, StepInterrupted, from_database
@@ -49,15 +50,16 @@ class AsyncEngine:
         self._telling: set[asyncio.Future[Any]] = set()
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            dsn,
+            conninfo(dsn),
             min_size=0,
             max_size=max_transactions,
             open=False,
-            configure=configure_async,
+            configure=configure_for_steps_async,
             reset=_forget_row_factory_async,
         )
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, configure=configure, reset=_forget_row_factory
+            conninfo(dsn), min_size=0, max_size=max_transactions, open=False, configure=configure_for_steps,
+            reset=_forget_row_factory,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -87,7 +89,7 @@ class AsyncEngine:
     async def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         """Returns when the output is stored; raises Stored when another outcome was first."""
         waiter = self.loop.create_future()
-        self._writer.checkpoint(Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter))
+        self._writer.checkpoint(Checkpoint(run, name, output, attempt, elapsed_ms, waiter))
         try:
             settle(await waiter)
         except DurableError as error:
@@ -264,9 +266,7 @@ class ThreadEngine:
 
     def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         waiter = _ThreadWaiter()
-        self.post(
-            self._writer.checkpoint, Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter)
-        )
+        self.post(self._writer.checkpoint, Checkpoint(run, name, output, attempt, elapsed_ms, waiter))
         settle(waiter.wait())
 
     def post(self, call: Callable[[Any], None], argument: Any) -> None:
