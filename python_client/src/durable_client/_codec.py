@@ -161,12 +161,13 @@ def parse_error(text: str, subject: str) -> dict[str, Any]:
 
 
 def as_error(value: Any) -> dict[str, Any]:
-    """A stored error in the form in which this client stores them."""
-    if isinstance(value, dict):
-        return value
+    """A stored error in the form in which this client stores them, which has a message."""
     if isinstance(value, Unreadable):
         return {"message": value.error.message}
-    return {"message": value if isinstance(value, str) else text_of(value)}
+    if not isinstance(value, dict):
+        return {"message": value if isinstance(value, str) else text_of(value)}
+    error = {name: field for name, field in value.items() if field is not None}
+    return error if "message" in error else {**error, "message": text_of(value)}
 
 
 # What separates the parts of JSON text, and the texts in it, which may contain the same characters.

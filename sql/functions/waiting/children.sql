@@ -96,7 +96,7 @@ begin
       from (
         select f.workflow_id as id, f.status, case when v_letters is null then f.error else jsonb_build_object(
           'type', left(f.error ->> 'type', v_letters), 'code', left(f.error ->> 'code', v_letters),
-          'message', left(f.error ->> 'message', v_letters)) end as error
+          'message', left(coalesce(f.error ->> 'message', f.error::text), v_letters)) end as error
         from durable.finished_workflows f
         where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'
         union all

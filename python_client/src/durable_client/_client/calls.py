@@ -156,8 +156,10 @@ def stored_steps(text: str | None) -> dict[str, StoredStep]:
 
 
 def _stored_step(step: dict[str, Any]) -> StoredStep:
-    error = step.get("error")
+    omitted = step.get("omitted", False)
+    # Also an error that is null is one.
+    error = _codec.as_error(step.get("error")) if step["status"] == "error" and not omitted else None
     return StoredStep(
-        step["status"], step["attempt"], step.get("output"), None if error is None else _codec.as_error(error),
-        step.get("omitted", False), step.get("at_most_once", False), (step.get("retry_in_ms") or 0) / 1000,
+        step["status"], step["attempt"], step.get("output"), error, omitted, step.get("at_most_once", False),
+        (step.get("retry_in_ms") or 0) / 1000,
     )  # fmt: skip

@@ -67,7 +67,7 @@ class AsyncHandle(Generic[R]):
                 decoded: R = _codec.decode(value, self._decode, subject)
                 return decoded
             if status in ("failed", "cancelled"):
-                stored = _codec.parse_error(error, "its stored error")
+                stored = _codec.parse_error(error, "the stored error")
                 if status == "failed":
                     raise workflow_failed(self.workflow_id, stored)
                 raise WorkflowCancelled(f"workflow {self.workflow_id} was cancelled: {stored.get('message')}")

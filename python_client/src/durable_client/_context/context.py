@@ -587,7 +587,7 @@ class Context:
 
     def _output_of(self, name: str, outcome: Stored) -> Any:
         if outcome.error is not None:
-            raise step_failed(self.workflow_id, name, _codec.parse_error(outcome.error, "its stored error"))
+            raise step_failed(self.workflow_id, name, _codec.parse_error(outcome.error, "the stored error"))
         return read(outcome.output, name)
 
     def _decode(self, step: Step[Any, Any], name: str, value: Any) -> Any:

@@ -162,7 +162,7 @@ def _outcome_of(wait: Wait, output: str | None, error: str | None) -> Any:
     """What the waiter gets; what cannot be read is for this one waiter, too."""
     try:
         if error is not None:
-            return step_failed(wait.run.workflow_id, wait.step, _codec.parse_error(error, f"{wait.subject}: its error"))
+            return step_failed(wait.run.workflow_id, wait.step, _codec.parse_error(error, "the stored error"))
         return read(output, wait.step, "what has come")
     except (WorkflowInterrupted, Exception) as unreadable:
         return unreadable
