@@ -74,16 +74,13 @@ begin
     into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
-  v_has_outputs := (v_all.output_size > v_most) is not true;
-  v_letters := case when v_all.error_size > v_most then greatest(10, least(200, 20000000 / v_all.count))::integer end;
-  if v_has_outputs and v_letters is null then
-    -- The sizes of columns are those of their compressed form.
-    select (sum(octet_length(f.output::text)) > 10 * v_most) is not true,
-        case when sum(octet_length(f.error::text)) > 10 * v_most then 200 end
-      into v_has_outputs, v_letters
-    from durable.finished_workflows f
-    where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
-  end if;
+  -- The sizes of columns are those of their compressed form: what is small by that may be large.
+  v_has_outputs := case when v_all.output_size > v_most then false else (
+    select (sum(octet_length(f.output::text)) > 10 * v_most) is not true from durable.finished_workflows f
+    where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last) end;
+  v_letters := case when v_all.error_size > v_most then greatest(10, least(200, 20000000 / v_all.count))::integer else (
+    select case when sum(octet_length(f.error::text)) > 10 * v_most then 200 end from durable.finished_workflows f
+    where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last) end;
   if v_all.count < v_started then
     v_gone := array(
       select durable._child_id(_children_value.first_id, g.place) from generate_series(0, v_started - 1) as g(place)
