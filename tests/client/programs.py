@@ -478,6 +478,53 @@ async def everything(ctx: AsyncContext, name: str) -> list[Any]:
     return done
 
 
+# Everything that brings a workflow a value from elsewhere, where another program may have stored it.
+
+
+@app.step(name="given")
+async def give() -> str:
+    return "by this worker"
+
+
+@app.step(name="given")
+def give_plain() -> str:
+    return "by this worker"
+
+
+@app.workflow
+async def meeting(ctx: AsyncContext, way: Any) -> str:
+    if way == "message":
+        await ctx.receive("topic")
+    elif way == "event":
+        await ctx.wait_event(f"event of {ctx.workflow_id}")
+    elif way == "approval":
+        await ctx.approval("May I?")
+    elif way == "child":
+        await ctx.run("elsewhere", queue="elsewhere")
+    elif way == "children":
+        await ctx.map("elsewhere", range(2), queue="elsewhere", return_failures=True)
+    elif way == "step":
+        await ctx.step(give)
+    return "done"
+
+
+@app.workflow
+def plain_meeting(ctx: Context, way: Any) -> str:
+    if way == "message":
+        ctx.receive("topic")
+    elif way == "event":
+        ctx.wait_event(f"event of {ctx.workflow_id}")
+    elif way == "approval":
+        ctx.approval("May I?")
+    elif way == "child":
+        ctx.run("elsewhere", queue="elsewhere")
+    elif way == "children":
+        ctx.map("elsewhere", range(2), queue="elsewhere", return_failures=True)
+    elif way == "step":
+        ctx.step(give_plain)
+    return "done"
+
+
 # What a worker process does
 
 

@@ -35,7 +35,8 @@ begin
         'Nothing was changed.', 'Stop working on it.');
     when 'WF006' then
       perform durable._raise('WF006', format('%s: the payload is too large', v_what),
-        format('The limit is %s bytes of jsonb (setting max_payload_bytes).', durable._max_payload()),
+        format('The limit is %s bytes of jsonb (setting max_payload_bytes), and %s of text.', durable._max_payload(),
+          durable._max_text()),
         'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
     when 'busy' then
       perform durable._raise('55P03', format('%s: another transaction holds it', v_what),

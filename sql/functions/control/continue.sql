@@ -36,7 +36,7 @@ declare
   v_line_id bigint;
   v_row durable.finished_workflows;
 begin
-  if pg_column_size(input) > durable._max_payload() then
+  if durable._is_too_large(input, durable._max_payload()) then
     perform durable._raise_outcome('WF006', workflow_id, lease);
   end if;
   perform durable._require(not exists (

@@ -33,7 +33,7 @@ declare
 begin
   if error is null or retry_in > durable._longest() then
     return 'WF005';
-  elsif pg_column_size(error) > durable._max_payload() then
+  elsif durable._is_too_large(error, durable._max_payload()) then
     return 'WF006';
   end if;
   if may_wait then
@@ -77,8 +77,8 @@ declare
   v_item record;
 begin
   perform durable._check_lengths('workflow_ids, leases, errors, retry_in, retryable',
-    cardinality(workflow_ids), cardinality(leases), cardinality(errors),
-    coalesce(cardinality(retry_in), cardinality(workflow_ids)), coalesce(cardinality(retryable), cardinality(workflow_ids)));
+    durable._length(workflow_ids), durable._length(leases), durable._length(errors),
+    coalesce(durable._length(retry_in), durable._length(workflow_ids)), coalesce(durable._length(retryable), durable._length(workflow_ids)));
   v_outcomes := array_fill('ok'::text, array[cardinality(workflow_ids)]);
   for v_item in
     select * from unnest(workflow_ids, leases, errors, retry_in, retryable) with ordinality

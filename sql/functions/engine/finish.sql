@@ -106,8 +106,10 @@ declare
   v_limit bigint := durable._max_payload();
   v_too_large boolean[];
 begin
-  if pg_column_size(outputs) > v_limit then
-    v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
+  if pg_column_size(outputs) > durable._small_enough(v_limit) then
+    v_too_large := array(
+      select coalesce(pg_column_size(o) > durable._small_enough(v_limit) and durable._is_too_large(o, v_limit), false)
+      from unnest(outputs) as o);
   end if;
   if (true = any (v_too_large)) is not true then
     if cardinality(durable._finish(workflow_ids, leases, 'completed', outputs, null, may_wait)) = cardinality(workflow_ids) then
@@ -134,7 +136,7 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, outputs',
-    cardinality(workflow_ids), cardinality(leases), cardinality(outputs));
+    durable._length(workflow_ids), durable._length(leases), durable._length(outputs));
   return query
   select i.n, coalesce(r.outcome, 'ok')
   from generate_series(1, cardinality(workflow_ids)) as i(n)
@@ -175,10 +177,10 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('checkpoint_ids, checkpoint_leases, step_names, step_outputs, step_attempts, step_elapsed_ms',
-    cardinality(checkpoint_ids), cardinality(checkpoint_leases), cardinality(step_names), cardinality(step_outputs),
-    cardinality(step_attempts), cardinality(step_elapsed_ms));
+    durable._length(checkpoint_ids), durable._length(checkpoint_leases), durable._length(step_names), durable._length(step_outputs),
+    durable._length(step_attempts), durable._length(step_elapsed_ms));
   perform durable._check_lengths('complete_ids, complete_leases, outputs',
-    cardinality(complete_ids), cardinality(complete_leases), cardinality(outputs));
+    durable._length(complete_ids), durable._length(complete_leases), durable._length(outputs));
   if cardinality(checkpoint_ids) > 0 then
     return query
     select 'checkpoint', r.item, r.outcome, r.output, r.error

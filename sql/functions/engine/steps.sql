@@ -8,6 +8,7 @@ returns table (item integer, outcome text, output jsonb, error jsonb) language p
 declare
   v_late uuid[] := durable._ensure_partitions(workflow_ids, may_wait);
   v_limit bigint := durable._max_payload();
+  v_small bigint := durable._small_enough(v_limit);
   v_now timestamptz := durable._now();
   v_stored_ids uuid[];
   v_stored_names text[];
@@ -29,7 +30,8 @@ begin
     from held i
     where char_length(i.step_name) between 1 and 500
       and (i.elapsed_ms between 0 and 3000000000000) is not false and (i.attempt >= 1) is not false
-      and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
+      and (pg_column_size(i.output) > v_small and durable._is_too_large(i.output, v_limit)) is not true
+      and (pg_column_size(i.error) > v_small and durable._is_too_large(i.error, v_limit)) is not true
       and (i.workflow_id = any(v_late)) is not true
     order by i.workflow_id, i.step_name
     on conflict do nothing
@@ -63,7 +65,7 @@ begin
   select i.n::integer,
     case when (char_length(i.step_name) between 1 and 500) is not true or i.attempt < 1
         or i.elapsed_ms not between 0 and 3000000000000 then 'WF005'
-      when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
+      when durable._is_too_large(i.output, v_limit) or durable._is_too_large(i.error, v_limit) then 'WF006'
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
         then durable._why_lost(i.workflow_id, i.lease)
       when i.workflow_id = any(v_late) then 'busy'
@@ -75,10 +77,21 @@ begin
 end
 $$;
 
+-- How many elements an array has; -1 for one that is not numbered from 1 in one dimension, so that an index means another element
+-- than its place.
+create function durable._length(elements anyarray)
+returns integer language sql immutable parallel safe as $$
+  select case when array_ndims(elements) > 1 or array_lower(elements, 1) <> 1 then -1 else cardinality(elements) end
+$$;
+
 -- Parallel arrays of one call have one length. Names are for the message.
 create function durable._check_lengths(names text, variadic lengths integer[])
 returns void language plpgsql as $$
 begin
+  if -1 = any (lengths) then
+    perform durable._raise('WF005', format('the arrays %s must have one dimension, and indexes from 1', names),
+      'Nothing was changed.', 'Pass flat arrays, for example array[…].');
+  end if;
   if (lengths[1] = all (lengths)) is not true then
     perform durable._raise('WF005', format('the arrays %s must have one length, not %s', names,
         (select string_agg(coalesce(l::text, 'NULL'), ', ') from unnest(lengths) as l)),
@@ -97,10 +110,10 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, step_names, outputs',
-    cardinality(workflow_ids), cardinality(leases), cardinality(step_names), cardinality(outputs));
-  perform durable._check_lengths('workflow_ids, errors, attempts, elapsed_ms', cardinality(workflow_ids),
-    coalesce(cardinality(errors), cardinality(workflow_ids)), coalesce(cardinality(attempts), cardinality(workflow_ids)),
-    coalesce(cardinality(checkpoint_many.elapsed_ms), cardinality(workflow_ids)));
+    durable._length(workflow_ids), durable._length(leases), durable._length(step_names), durable._length(outputs));
+  perform durable._check_lengths('workflow_ids, errors, attempts, elapsed_ms', durable._length(workflow_ids),
+    coalesce(durable._length(errors), durable._length(workflow_ids)), coalesce(durable._length(attempts), durable._length(workflow_ids)),
+    coalesce(durable._length(checkpoint_many.elapsed_ms), durable._length(workflow_ids)));
   return query
   select i.n, coalesce(r.outcome, 'ok'), r.output, r.error
   from generate_series(1, cardinality(workflow_ids)) as i(n)
@@ -242,6 +255,9 @@ begin
       and initial between interval '0' and durable._longest() and max_delay between interval '0' and durable._longest(),
     format('workflow %s, step %L: the error or the retry policy is not valid', workflow_id, step_name),
     'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are 0 to 100 years, error is not null.');
+  if durable._is_too_large(error, durable._max_payload()) then
+    perform durable._raise_outcome('WF006', workflow_id, lease, step_name);
+  end if;
   perform durable._hold_lease(workflow_id, lease, step_name);
   v_now := durable._now();
   v_stored := (select o.status from durable._outcomes(array[workflow_id], array[step_name]) o);

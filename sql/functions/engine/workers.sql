@@ -9,10 +9,11 @@ declare
   v_worker_id integer;
 begin
   -- No query while the names are short in all: this is for every claim.
-  if (cardinality(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null
+  if (durable._length(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null
       and char_length(array_to_string(queues, '')) <= 200) is not true then
     perform durable._require(
-      (select bool_and(char_length(q) between 1 and 200 and q is not null) from unnest(queues) as q),
+      durable._length(queues) > 0
+        and (select bool_and(char_length(q) between 1 and 200 and q is not null) from unnest(queues) as q),
       format('worker %L: the queues must be a list of names of 1 to 200 characters', worker),
       'For example ''{default}'', which is the default.');
   end if;
@@ -75,9 +76,10 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_now timestamptz := durable._now();
 begin
-  perform durable._require(cardinality(workflow_ids) is not distinct from cardinality(leases),
+  perform durable._require(durable._length(workflow_ids) is not distinct from durable._length(leases)
+      and durable._length(workflow_ids) is distinct from -1,
     format('worker %L: %s workflow ids but %s leases', worker, cardinality(workflow_ids), cardinality(leases)),
-    'Pass one lease for each workflow id.');
+    'Pass one lease for each workflow id, in flat arrays.');
   -- Another transaction may have its row, an open claim for example: then the next heartbeat renews the lease, and what it must
   -- stop it is told all the same.
   update durable.workers w
@@ -89,7 +91,8 @@ begin
   if jsonb_typeof(running_steps) = 'array' then
     begin
       perform durable._open_running_steps(running_steps);
-    exception when data_exception or integrity_constraint_violation or invalid_parameter_value or lock_not_available then
+    exception when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded
+      or lock_not_available then
       -- The lease is renewed all the same.
       raise warning 'worker %: its running steps cannot be shown: %', worker, sqlerrm
         using hint = 'They are [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}].';
@@ -143,9 +146,10 @@ set plan_cache_mode = force_generic_plan as $$
 declare
   v_places durable.place[];
 begin
-  perform durable._require(cardinality(workflow_ids) is not distinct from cardinality(leases),
+  perform durable._require(durable._length(workflow_ids) is not distinct from durable._length(leases)
+      and durable._length(workflow_ids) is distinct from -1,
     format('%s workflow ids but %s leases', cardinality(workflow_ids), cardinality(leases)),
-    'Pass one lease for each workflow id.');
+    'Pass one lease for each workflow id, in flat arrays.');
   perform durable._let_ring();
   perform pg_current_xact_id();
   with item as materialized (

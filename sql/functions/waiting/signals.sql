@@ -262,12 +262,14 @@ $$;
 
 create function durable._check_payload(what text, payload jsonb)
 returns void language plpgsql as $$
+declare
+  -- It is stored once more as the output of the step that waits for it, with a little around it; and jsonb holds 256 MB.
+  v_limit bigint := least(durable._max_payload(), 268435455) - 100;
 begin
-  -- It is stored once more as the output of the step that waits for it, with a little around it.
-  if pg_column_size(payload) > durable._max_payload() - 100 then
-    perform durable._raise('WF006', format('%s has %s bytes', what, pg_column_size(payload)),
-      format('The limit is %s bytes of jsonb (100 less than the setting max_payload_bytes). Nothing was stored.',
-        durable._max_payload() - 100),
+  if durable._is_too_large(payload, v_limit) then
+    perform durable._raise('WF006', format('%s has %s bytes', what, pg_column_size(payload #> '{}'::text[])),
+      format('The limit is %s bytes of jsonb (100 less than the setting max_payload_bytes), and %s of text. Nothing was stored.',
+        v_limit, durable._max_text()),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
 end

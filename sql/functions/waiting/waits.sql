@@ -12,6 +12,9 @@ declare
 begin
   if jsonb_typeof(conditions) <> 'array' then
     return null;
+  elsif jsonb_array_length(conditions) > 10000 then
+    -- Each is put behind those before it, which takes quadratic time.
+    return null;
   end if;
   for v_condition in select c from jsonb_array_elements(conditions) as c loop
     v_index := v_index + 1;
@@ -195,9 +198,16 @@ begin
     elsif cardinality(v_locked) < cardinality(workflow_ids) and v_item.workflow_id <> all(v_locked) then
       v_outcomes[v_item.n] := 'waiting';
     else
-      v_look := case when v_timed <> '[]' then durable._look(v_item.workflow_id, v_timed, v_item.known_mode, v_now) end;
+      begin
+        v_look := case when v_timed <> '[]' then durable._look(v_item.workflow_id, v_timed, v_item.known_mode, v_now) end;
+      exception when program_limit_exceeded then
+        -- What has come is too much for one jsonb, or nested too deep to be part of another.
+        v_look := '{"too_large": true}'::jsonb;
+      end;
       if v_look ? 'unknown' then
         v_outcomes[v_item.n] := 'WF005';
+      elsif v_look ? 'too_large' then
+        v_outcomes[v_item.n] := 'WF006';
       elsif v_look ? 'output' and v_look -> 'seqs' <> '[]' and v_taker = v_item.workflow_id then
         -- Another wait of the same workflow takes a message in this call; this one may be after the same.
         v_outcomes[v_item.n] := 'waiting';
@@ -299,10 +309,10 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, step_names, conditions',
-    cardinality(workflow_ids), cardinality(leases), cardinality(step_names), cardinality(wait_many.conditions));
-  perform durable._check_lengths('workflow_ids, timeouts, untils, modes, parks', cardinality(workflow_ids),
-    coalesce(cardinality(timeouts), cardinality(workflow_ids)), coalesce(cardinality(untils), cardinality(workflow_ids)),
-    coalesce(cardinality(modes), cardinality(workflow_ids)), coalesce(cardinality(parks), cardinality(workflow_ids)));
+    durable._length(workflow_ids), durable._length(leases), durable._length(step_names), durable._length(wait_many.conditions));
+  perform durable._check_lengths('workflow_ids, timeouts, untils, modes, parks', durable._length(workflow_ids),
+    coalesce(durable._length(timeouts), durable._length(workflow_ids)), coalesce(durable._length(untils), durable._length(workflow_ids)),
+    coalesce(durable._length(modes), durable._length(workflow_ids)), coalesce(durable._length(parks), durable._length(workflow_ids)));
   return query
   select w.* from durable._wait(workflow_ids, leases, step_names, wait_many.conditions, timeouts, untils, modes, parks) w;
 end
@@ -330,7 +340,7 @@ begin
   if v_result.outcome = 'WF005' then
     perform durable._raise('WF005', format('workflow %s, step %L: the wait is not valid', workflow_id, step_name),
       'Nothing was changed.',
-      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, '
+      'conditions is a JSON array of at most 10000 different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, '
       '{"approval": step that requested it}, {"timer": seconds} or {"timer_at": seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
       'step name has 1 to 500 characters.');
   elsif v_result.outcome like 'WF%' then

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from .._version import __version__
@@ -61,4 +64,7 @@ for _command in (
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What is stored may have characters that the encoding of a terminal lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli(prog_name="durable")
