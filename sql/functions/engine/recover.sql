@@ -166,6 +166,9 @@ create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   if not pg_try_advisory_xact_lock(hashtext('durable.recover')) then

@@ -8,6 +8,9 @@ returns integer language plpgsql as $$
 declare
   v_worker_id integer;
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   -- No query while the names are short in all: this is for every claim.
   if (cardinality(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null
       and char_length(array_to_string(queues, '')) <= 200) is not true then

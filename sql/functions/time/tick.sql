@@ -91,6 +91,9 @@ declare
   v_end timestamptz;
   v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then

@@ -360,6 +360,9 @@ create function durable.recheck_waits(workflow_ids uuid[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   return cardinality(durable._wake(array(
     select distinct w.workflow_id from durable.waits w
     where w.workflow_id = any(recheck_waits.workflow_ids) and durable._has_come(w.kind, w.subject, w.workflow_id))));
