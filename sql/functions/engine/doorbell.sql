@@ -28,7 +28,7 @@ begin
   perform pg_advisory_xact_lock(hashtext('durable.bell'), 0);
   insert into durable.idle_workers (queue, worker_id, workflows)
   select q, v_worker_id, idle.workflows from unnest(idle.queues) as q
-  on conflict do nothing;
+  on conflict on constraint idle_workers_pkey do nothing;
   return 'durable_worker_' || v_worker_id;
 end
 $$;

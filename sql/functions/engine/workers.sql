@@ -27,7 +27,7 @@ begin
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
     insert into durable.workers (name, queues, expires_at) values (worker, queues, durable._now() + durable._lease())
-    on conflict do nothing;
+    on conflict (name) where died_at is null do nothing;
   end loop;
 end
 $$;

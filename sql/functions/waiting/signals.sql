@@ -168,7 +168,7 @@ begin
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
   where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
-  on conflict do nothing;
+  on conflict on constraint late_wakes_pkey do nothing;
   delete from durable.late_wakes i
   where i.workflow_id = any(v_late) and (i.workflow_id = any(v_woken) or not exists (
     select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.status = 'waiting'));
@@ -257,7 +257,7 @@ $$;
 create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
-#variable_conflict use_variable
+#variable_conflict use_column
 declare
   v_last uuid;
 begin
@@ -281,7 +281,8 @@ begin
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
   values (workflow_id, topic, key, payload, durable._now())
-  on conflict do nothing;
+  -- Of the key alone: a message whose number is taken must not get lost, see durable.repair_sequences().
+  on conflict (workflow_id, key) where key is not null do nothing;
   return found;
 end
 $$;

@@ -265,7 +265,7 @@ begin
       select o.workflow_id, c.kind, c.subject
       from open o, jsonb_array_elements(o.waits) as w, jsonb_each_text(w) as c(kind, subject)
       where o.workflow_id in (select r.workflow_id from resting r)
-      on conflict do nothing
+      on conflict on constraint waits_pkey do nothing
     ), parked as (
       update durable.live_workflows l
       set status = case when r.waits then 'waiting' else 'sleeping' end, wake_at = r.wake_at,
