@@ -124,6 +124,10 @@ declare
   v_late uuid[];
   v_woken uuid[];
 begin
+  -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
+  if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
+    perform durable.repair_sequences();
+  end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
     return 0;
