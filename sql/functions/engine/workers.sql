@@ -2,6 +2,10 @@
 create function durable._lock_class()
 returns integer language sql immutable parallel safe as $$ select 1685418593 $$;
 
+-- The first key of the advisory locks that transactional steps hold; the second is the worker_id.
+create function durable._step_lock_class()
+returns integer language sql immutable parallel safe as $$ select 1685418594 $$;
+
 -- The registration of a living worker; a new one when there is none.
 create function durable._worker_id(worker text, queues text[])
 returns integer language plpgsql as $$
