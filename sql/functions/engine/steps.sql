@@ -140,7 +140,7 @@ comment on function durable.checkpoint(uuid, bigint, text, jsonb) is
   'is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 step name not of 1 to 500 '
   'characters, WF006 output too large, WF007 the step is already stored as failed.';
 
--- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by.
+-- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by. Returns the worker.
 create function durable._hold_lease(workflow_id uuid, lease bigint, step_name text)
 returns integer language plpgsql as $$
 declare
