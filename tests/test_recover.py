@@ -334,6 +334,24 @@ def test_max_crashes_is_at_least_one(db: Database) -> None:
         call(db.connect(), "configure", "max_crashes", "0")
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_part_of_a_tick_that_met_a_concurrent_change_is_for_the_next_tick(db: Database, level: str) -> None:
+    conn, ticker = db.connect(), db.connect(autocommit=False)
+    workflow_id = enqueue(conn)
+    claim_one(conn)
+    kill_worker(conn, "worker")
+    ticker.execute(f"set transaction isolation level {level}".encode())
+    # What it sees from here on: a worker whose lease ran out, which sends a heartbeat meanwhile.
+    assert workflow(ticker, workflow_id).status == "running"
+    call(conn, "heartbeat", "worker")
+    report = value(ticker, "select durable.tick()")
+    assert report["recovered"] == 0
+    assert not [part for part, done in report.items() if isinstance(done, dict)], report
+    ticker.commit()
+    kill_worker(conn, "worker")
+    assert value(conn, "select durable.tick()")["recovered"] == 1
+
+
 # Transactional steps of workers that are gone
 
 

@@ -138,7 +138,11 @@ begin
         v_at := null;
         exit;
       end if;
-    exception when others then
+    exception
+    -- Where the default is repeatable read or serializable. No fault of this part: the next tick does it.
+    when serialization_failure then
+      v_report := v_report || jsonb_build_object(v_part, 0);
+    when others then
       v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
   end loop;
