@@ -134,7 +134,12 @@ class Cluster:
     """
 
     def __init__(
-        self, installation: Installation, directory: Path, *, origin: Cluster | None = None, primary: Cluster | None = None
+        self,
+        installation: Installation,
+        directory: Path,
+        *,
+        origin: Cluster | None = None,
+        primary: Cluster | None = None,
     ) -> None:
         self.version = installation.version
         self.installation = installation

@@ -376,7 +376,11 @@ def fall_silent(conn: Connection, worker: str = "worker") -> None:
 
 def is_open(conn: Connection, step: Connection) -> bool:
     return bool(
-        value(conn, "select exists (select from pg_stat_activity where pid = %s and xact_start is not null)", step.info.backend_pid)
+        value(
+            conn,
+            "select exists (select from pg_stat_activity where pid = %s and xact_start is not null)",
+            step.info.backend_pid,
+        )
     )
 
 
@@ -424,7 +428,9 @@ def test_a_step_is_left_open_while_its_worker_may_still_commit_it(db: Database, 
     with ThreadPoolExecutor(1) as pool:
         if why == "it runs SQL":
             sleeping = pool.submit(step.execute, "select pg_sleep(3)")
-            wait_until(conn, "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", step.info.backend_pid)
+            wait_until(
+                conn, "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", step.info.backend_pid
+            )
         for _ in range(10):
             value(conn, "select durable.tick()")
         assert is_open(conn, step)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
@@ -21,7 +20,9 @@ pytestmark = pytest.mark.pg(15, 18)
 
 HERE = Path(__file__).parent
 ERROR = {"type": "Oops", "message": "no luck"}
-SEQUENCES = "select c.oid::regclass::text from pg_class c where c.relnamespace = 'durable'::regnamespace and c.relkind = 'S'"
+SEQUENCES = (
+    "select c.oid::regclass::text from pg_class c where c.relnamespace = 'durable'::regnamespace and c.relkind = 'S'"
+)
 # What a publication for all tables has of it, and has to tell rows of apart.
 PUBLISHED = """select c.oid::regclass::text as table, c.relreplident = 'f' or c.relreplident = 'd' and exists (
                  select from pg_index i where i.indrelid = c.oid and i.indisprimary) as identified
@@ -284,7 +285,9 @@ def test_no_insert_takes_another_conflict_for_the_one_it_means(db: Database) -> 
         for row in rows(
             conn, "select proname as function, prosrc from pg_proc where pronamespace = 'durable'::regnamespace"
         )
-        for table in re.findall(r"insert into durable\.(\w+)(?:(?!insert into).)*?on conflict do nothing", row.prosrc, re.S)
+        for table in re.findall(
+            r"insert into durable\.(\w+)(?:(?!insert into).)*?on conflict do nothing", row.prosrc, re.DOTALL
+        )
     }
     # A partitioned table has no constraint that could be named; each of its partitions has one alone.
     assert {table for _, table in inserts} == {"checkpoints"}

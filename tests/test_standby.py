@@ -147,7 +147,9 @@ def promoted(standby: Cluster) -> None:
 
 
 @pytest.mark.pg(15)
-def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(clusters: Clusters, own_cluster: Cluster) -> None:
+def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(
+    clusters: Clusters, own_cluster: Cluster
+) -> None:
     database = own_cluster.create_database()
     conn = database.connect()
     conn.execute("create table bookings (n integer)")
@@ -191,7 +193,9 @@ def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(clus
         # Workflows, with their keys, messages, events, decisions, cancels and pauses are gone, completions are undone.
         with refused("WF001"):
             call(conn, "status", lost)
-        assert {name: value(conn, "select durable.status(%s)", ids[name]) for name in names} == dict.fromkeys(names, "running")
+        assert {name: value(conn, "select durable.status(%s)", ids[name]) for name in names} == dict.fromkeys(
+            names, "running"
+        )
         assert value(conn, "select count(*) from durable.messages") == 1
         assert value(conn, "select count(*) from durable.events") == 0
         assert value(conn, "select decision from durable.approvals") is None

@@ -79,7 +79,9 @@ def test_workers_outlast_a_failover_whose_new_primary_is_a_standby_at_first(
         assert all(worker.running() for worker in workers), [worker.log() for worker in workers]
         standby.promote()
         while (left := unfinished(copy)) != 0:
-            assert time.monotonic() < give_up, f"{left} workflows have not ended: {[worker.log() for worker in workers]}"
+            assert time.monotonic() < give_up, (
+                f"{left} workflows have not ended: {[worker.log() for worker in workers]}"
+            )
             time.sleep(0.05)
         for worker in workers:
             assert worker.running(), worker.log()
