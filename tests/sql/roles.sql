@@ -28,6 +28,7 @@ insert into matrix values
   ('fail', 'w'), ('fail_many', 'w'), ('fail_step', 'w'), ('flush', 'w'), ('fork', 'ca'), ('fork_many', 'ca'), ('grant_admin', ''), ('grant_client', ''),
   ('grant_observer', ''), ('grant_worker', ''), ('health', 'woa'), ('heartbeat', 'w'), ('history', 'co'), ('idle', 'w'), ('leave', 'wa'),
   ('next_firings', 'oa'), ('pause', 'ca'), ('pause_schedule', 'a'), ('publish', 'w'), ('reclaim', 'w'), ('recover', 'wa'), ('release_many', 'w'),
+  ('repair_sequences', 'a'),
   ('result', 'co'), ('resume', 'ca'), ('resume_schedule', 'a'), ('retain', 'a'), ('retry', 'ca'), ('retry_many', 'ca'),
   ('schedule', 'a'), ('start_step', 'w'), ('state', 'co'), ('status', 'co'), ('suspend', 'w'), ('warn', 'w'),
   ('step_result', 'wo'), ('tick', 'wa'), ('trigger_schedule', 'a'), ('unschedule', 'a'), ('version', 'cwpoa'), ('send', 'c'), ('emit', 'c'),

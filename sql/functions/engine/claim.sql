@@ -192,7 +192,8 @@ begin
       where t.claim = p_claim and t.version = v_turn.version;
       return ((v_turn.claimed + p_wanted::bigint) / 4)::integer;
     elsif not exists (select from durable.claim_turns t where t.claim = p_claim) then
-      insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now) on conflict do nothing;
+      insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now)
+      on conflict on constraint claim_turns_pkey do nothing;
       return p_wanted / 4;
     end if;
   end if;

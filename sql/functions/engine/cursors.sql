@@ -78,7 +78,7 @@ begin
     delete from durable.line_marks m where m.queue = p_queue;
     insert into durable.line_marks (queue, version, seen_seq, seen_xid, next_seq, next_at, moved_at, sweep_at)
     values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute')
-    on conflict do nothing;
+    on conflict on constraint line_marks_pkey do nothing;
     return;
   end if;
   if v_is_safe then

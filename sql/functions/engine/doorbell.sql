@@ -85,7 +85,7 @@ declare
 begin
   insert into durable.idle_workers (queue, worker_id, workflows)
   select q, v_worker_id, idle.workflows from unnest(idle.queues) as q
-  on conflict do nothing;
+  on conflict on constraint idle_workers_pkey do nothing;
   return 'durable_worker_' || v_worker_id;
 exception when lock_not_available then
   return null;

@@ -87,7 +87,7 @@ begin
     from unnest(keys, ids) with ordinality as i(key, id, n)
     where i.key is not null
     order by i.key, i.n
-    on conflict do nothing;
+    on conflict on constraint workflow_keys_pkey do nothing;
 
     select array_agg(case when i.key is null then i.id
                      -- In an old snapshot there may be two: that of now, and one that retention has removed since.

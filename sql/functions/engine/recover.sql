@@ -166,6 +166,37 @@ begin
 end
 $$;
 
+-- Ends the transactions of steps that dead workers left open. A host that is gone without a word, or a process that stands still,
+-- would keep its workflow locked for hours. Only when the session has been idle for a whole lease: one that still runs SQL is at
+-- work. And only while no living worker has the name: one that lost its session is back under another number, and its steps go on.
+create function durable._end_open_steps(worker_ids integer[])
+returns void language plpgsql as $$
+declare
+  v_silent_since timestamptz := durable._now() - durable._lease();
+  v_step record;
+begin
+  for v_step in
+    select k.pid, w.name from pg_locks k join durable.workers w on w.worker_id = k.objid::bigint
+    where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
+      and k.classid::bigint = durable._step_lock_class() and k.objsubid = 2
+      and w.worker_id = any(worker_ids) and w.died_at is not null and w.heartbeat_at < v_silent_since
+      and not exists (select from durable.workers a where a.name = w.name and a.died_at is null)
+      and exists (select from durable.live_workflows l where l.worker_id = w.worker_id)
+      -- A function, for the view would be joined by reading all sessions. Those of other roles have no state that may be read.
+      and exists (
+        select from pg_stat_get_activity(k.pid) a
+        where a.state in ('idle in transaction', 'idle in transaction (aborted)') and a.state_change < v_silent_since)
+  loop
+    begin
+      perform pg_terminate_backend(v_step.pid);
+    exception when insufficient_privilege then
+      raise warning 'worker %: it is dead, but process % may not be ended, where a step of it is still open', v_step.name, v_step.pid
+        using hint = 'Grant pg_signal_backend to the owner of the schema durable.';
+    end;
+  end loop;
+end
+$$;
+
 -- Puts what dead workers hold back in line. A claim that was under way when its worker was declared dead commits after
 -- that, so the dead are looked at again; for a minute each time, and then now and then, for a look wades through all that
 -- they ever held while a long transaction keeps vacuum from removing it.
@@ -192,6 +223,7 @@ begin
       where d.worker_id = any(v_dead) and d.died_at < v_now - interval '1 minute' and d.cleared_at is null
         and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
       for update of d skip locked));
+    perform durable._end_open_steps(v_dead);
   end if;
   return v_done;
 end
@@ -201,6 +233,9 @@ create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   perform durable._let_ring();

@@ -157,17 +157,20 @@ comment on function durable.checkpoint(uuid, bigint, text, jsonb) is
   'is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 step name not of 1 to 500 '
   'characters, WF006 output too large, WF007 the step is already stored as failed.';
 
--- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by.
+-- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by. Returns the worker.
 create function durable._hold_lease(workflow_id uuid, lease bigint, step_name text)
-returns void language plpgsql as $$
+returns integer language plpgsql as $$
+declare
+  v_worker_id integer;
 begin
-  perform from durable.live_workflows l
+  select l.worker_id into v_worker_id from durable.live_workflows l
   where l.workflow_id = _hold_lease.workflow_id and l.lease = _hold_lease.lease for share;
   if not found then
     perform durable._raise_outcome(durable._why_lost(workflow_id, lease), workflow_id, lease, step_name);
   end if;
   perform durable._require(char_length(step_name) between 1 and 500,
     format('workflow %s: a step name must have 1 to 500 characters', workflow_id), 'Shorten the name.');
+  return v_worker_id;
 end
 $$;
 
@@ -185,10 +188,20 @@ create function durable.begin_step(workflow_id uuid, lease bigint, step_name tex
 returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_variable
+declare
+  v_worker_id integer;
 begin
-  perform durable._hold_lease(workflow_id, lease, step_name);
-  -- One at a time, also when a call is sent twice: the second one waits here, and finds the checkpoint of the first.
-  perform pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
+  -- A host that is gone without a word would keep the row locked for hours: Postgres has to notice within about the time of a lease.
+  -- Over a Unix socket it is 0. What is set to less stays.
+  if current_setting('tcp_keepalives_idle')::integer > 10 then
+    perform set_config('tcp_keepalives_idle', '10', true), set_config('tcp_keepalives_interval', '5', true),
+      set_config('tcp_keepalives_count', '3', true), set_config('tcp_user_timeout', '25000', true);
+  end if;
+  v_worker_id := durable._hold_lease(workflow_id, lease, step_name);
+  -- By the first one recovery finds this transaction when the worker is dead; nobody ever waits for it. Then one at a time, also when
+  -- a call is sent twice: the second one waits here, and finds the checkpoint of the first.
+  perform pg_advisory_xact_lock_shared(durable._step_lock_class(), v_worker_id),
+    pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
   perform durable._raise_done(workflow_id, step_name);
 end
 $$;

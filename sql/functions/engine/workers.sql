@@ -2,12 +2,19 @@
 create function durable._lock_class()
 returns integer language sql immutable parallel safe as $$ select 1685418593 $$;
 
+-- The first key of the advisory locks that transactional steps hold; the second is the worker_id.
+create function durable._step_lock_class()
+returns integer language sql immutable parallel safe as $$ select 1685418594 $$;
+
 -- The registration of a living worker; a new one when there is none.
 create function durable._worker_id(worker text, queues text[])
 returns integer language plpgsql as $$
 declare
   v_worker_id integer;
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   -- No query while the names are short in all: this is for every claim.
   if (durable._length(queues) > 0 and array_position(queues, null) is null and array_position(queues, '') is null
       and char_length(array_to_string(queues, '')) <= 200) is not true then
@@ -25,7 +32,7 @@ begin
     perform durable._require(char_length(worker) between 1 and 200,
       'the worker name must have 1 to 200 characters', 'Make it unique for each process, for example host:pid:random.');
     insert into durable.workers (name, queues, expires_at) values (worker, queues, durable._now() + durable._lease())
-    on conflict do nothing;
+    on conflict (name) where died_at is null do nothing;
   end loop;
 end
 $$;

@@ -14,8 +14,8 @@ returns setof regprocedure language sql stable as $$
     when 'observer' then array['child_results', 'cron_next', 'health', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
       'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
-      'enable_pg_cron', 'fork', 'fork_many', 'health', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'resume',
-      'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
+      'enable_pg_cron', 'fork', 'fork_many', 'health', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'repair_sequences',
+      'resume', 'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
     -- Everyone reads the clock: readers of a view that tells whether a time has passed, and the command.
   end || array['_now', '_now_in_view'])
 $$;

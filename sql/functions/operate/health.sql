@@ -180,6 +180,20 @@ begin
 end
 $$;
 
+create function durable._check_sequences()
+returns setof durable.finding language plpgsql stable as $$
+begin
+  return query
+  select 'sequences', 'critical', null::timestamptz,
+    format('%s is at %s, and its rows at %s', b.sequence, b.last_value, b.needed),
+    'Call durable.repair_sequences(). A switchover to a logical replica leaves sequences behind.'
+  from durable._sequences_behind() b;
+  if not found then
+    return query select * from durable._finding('sequences', 'ok', 'all are ahead of their rows');
+  end if;
+end
+$$;
+
 -- Dead workers that still hold something: a tick gives it to others within a second, unless a transaction holds the rows.
 create function durable._check_dead_workers(at timestamptz)
 returns setof durable.finding language plpgsql stable as $$
@@ -220,6 +234,7 @@ begin
   union all select * from durable._check_vacuum(v_now)
   union all select * from durable._check_notifications()
   union all select * from durable._check_clocks()
+  union all select * from durable._check_sequences()
   union all select * from durable._check_dead_workers(v_now);
 end
 $$;

@@ -269,7 +269,7 @@ begin
   select f.schedule, f.due_at, f.outcome, p_now, f.missed_until, f.reason
   from unnest(v_names, v_dues, v_outcomes, v_untils, v_reasons) as f(schedule, due_at, outcome, missed_until, reason)
   where f.outcome <> 'fired'
-  on conflict do nothing;
+  on conflict on constraint schedule_firings_pkey do nothing;
   update durable.schedules s
   set next_at = d.next_at, firings = d.firings, waiting = d.waiting
   from unnest(v_done, v_nexts, v_firings_now, v_waiting_now) as d(name, next_at, firings, waiting)
@@ -335,7 +335,7 @@ begin
   end;
   insert into durable.schedule_firings (schedule, due_at, outcome, handled_at, reason)
   values (p_name, v_schedule.next_at, 'failed', p_now, p_error)
-  on conflict do nothing;
+  on conflict on constraint schedule_firings_pkey do nothing;
   update durable.schedules s set next_at = v_next, error = v_broken where s.name = p_name;
 end
 $$;
@@ -620,7 +620,7 @@ begin
     schedule.catchup, schedule.catchup_mode, schedule.jitter, schedule.starts_at, schedule.ends_at,
     schedule.max_firings, schedule.pause_on_failure, schedule.priority, schedule.max_attempts, schedule.timeout,
     schedule.tags, schedule.input)
-  on conflict do nothing;
+  on conflict on constraint schedules_pkey do nothing;
   if found then
     select * into v_new from durable.schedules s where s.name = schedule.name;
     v_new.next_at := durable._next_due(v_new, durable._now());

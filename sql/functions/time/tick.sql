@@ -175,6 +175,9 @@ declare
   v_today constant date := (v_begin at time zone 'UTC')::date;
   v_at timestamptz := case when v_is_alone and pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   -- The lock saves double work, and nothing depends on it: one whose transaction stays open must not stop all others.

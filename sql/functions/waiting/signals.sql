@@ -141,6 +141,10 @@ declare
   v_woken uuid[];
   v_at timestamptz := durable._now();
 begin
+  -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
+  if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
+    perform durable.repair_sequences();
+  end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
     perform durable._mark_tick(v_last, v_at);
@@ -278,7 +282,7 @@ $$;
 create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
-#variable_conflict use_variable
+#variable_conflict use_column
 declare
   v_last uuid;
 begin
@@ -302,7 +306,8 @@ begin
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
   values (workflow_id, topic, key, payload, durable._now())
-  on conflict do nothing;
+  -- Of the key alone: a message whose number is taken must not get lost, see durable.repair_sequences().
+  on conflict (workflow_id, key) where key is not null do nothing;
   return found;
 end
 $$;

@@ -275,7 +275,7 @@ begin
       select o.workflow_id, c.kind, c.subject
       from open o, jsonb_array_elements(o.waits) as w, jsonb_each_text(w) as c(kind, subject)
       where o.workflow_id in (select r.workflow_id from resting r)
-      on conflict do nothing
+      on conflict on constraint waits_pkey do nothing
     ), parked as (
       update durable.live_workflows l
       set status = case when r.waits then 'waiting' else 'sleeping' end, wake_at = r.wake_at,
@@ -370,6 +370,9 @@ create function durable.recheck_waits(workflow_ids uuid[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._let_ring();
   return cardinality(durable._wake(array(
     select distinct w.workflow_id from durable.waits w
