@@ -89,13 +89,19 @@ declare
   -- Read once, for in a condition they would be read for each row.
   v_grace interval := durable._setting('session_grace')::interval;
   v_retention interval := durable._setting('dead_worker_retention')::interval;
+  v_started timestamptz := pg_postmaster_start_time();
   v_free integer[];
 begin
   if not exists (select from durable.crash_marks) then
     insert into durable.crash_marks (seen_at) values (v_now);
   end if;
+  if v_started > v_now then
+    -- The clock was set back since it started: then it counts from when this is noticed.
+    update durable.crash_marks m set seen_at = v_now, started_at = v_started where m.started_at is distinct from v_started;
+    v_started := null;
+  end if;
   -- Right after a start or a crash of Postgres all sessions are new, and their locks are still to be taken.
-  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m))
+  if greatest(v_started, (select max(m.seen_at) from durable.crash_marks m))
     < v_now - durable._setting('restart_grace')::interval then
     -- As a difference of two sets, for "not exists" is planned to look for each worker among all locks.
     v_free := array(
