@@ -81,6 +81,28 @@ begin
 end
 $$;
 
+-- A clock that is set forward ends all leases at once, also those of workers that live. From a gap of 15 seconds in the ticks of a
+-- database that had some until then, nobody can tell whether that was it: workers whose lease ended in the gap get another one,
+-- once, in which they renew it if they live.
+create function durable._renew_overtaken(p_now timestamptz)
+returns void language plpgsql as $$
+declare
+  v_ticked_at timestamptz := (durable._newest_mark('')).moved_at;
+  v_lease interval := durable._lease();
+begin
+  if v_ticked_at < p_now - interval '15 seconds' then
+    update durable.workers w set expires_at = p_now + v_lease
+    where w.worker_id = any(array(
+      select o.worker_id from durable.workers o
+      where o.died_at is null and o.expires_at < p_now and o.expires_at > v_ticked_at
+        and o.heartbeat_at < v_ticked_at + interval '15 seconds'
+        -- No longer than a heartbeat makes it: it has not had another one.
+        and o.expires_at - o.heartbeat_at between v_lease and v_lease + interval '1 second'
+      for update skip locked));
+  end if;
+end
+$$;
+
 -- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
 create function durable._bury_workers()
 returns void language plpgsql as $$
@@ -117,6 +139,9 @@ begin
       where o.died_at is null and (o.lock_lost_at is null) = (o.worker_id = any(v_free)) for update skip locked));
   end if;
 
+  if exists (select from durable.workers w where w.died_at is null and w.expires_at < v_now) then
+    perform durable._renew_overtaken(v_now);
+  end if;
   update durable.workers w
   set died_at = v_now, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
   where w.worker_id = any(array(

@@ -43,18 +43,21 @@ create function durable._set_back(p_at timestamptz)
 returns integer language plpgsql as $$
 declare
   v_mark durable.line_marks := durable._newest_mark('');
+  v_expiry timestamptz;
 begin
   if durable._is_ahead(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)), p_at) is not true then
     return 0;
   end if;
   perform durable._set_schedules_back(p_at);
+  v_expiry := p_at + durable._lease();
   -- A worker that does not live to renew its lease is found to be dead after one lease.
   update durable.workers w
-  set expires_at = case when w.heartbeat_at > p_at then p_at + (w.expires_at - w.heartbeat_at) else w.expires_at end,
-    heartbeat_at = least(w.heartbeat_at, p_at), lock_lost_at = least(w.lock_lost_at, p_at), died_at = least(w.died_at, p_at)
+  set heartbeat_at = least(w.heartbeat_at, p_at), expires_at = least(w.expires_at, v_expiry),
+    lock_lost_at = case when w.lock_lost_at > p_at then p_at else w.lock_lost_at end,
+    died_at = case when w.died_at > p_at then p_at else w.died_at end
   where w.worker_id = any(array(
     select o.worker_id from durable.workers o
-    where o.heartbeat_at > p_at or o.lock_lost_at > p_at or o.died_at > p_at for update skip locked));
+    where o.heartbeat_at > p_at or o.expires_at > v_expiry or o.lock_lost_at > p_at or o.died_at > p_at for update skip locked));
   update durable.crash_marks m set seen_at = p_at where m.seen_at > p_at;
   update durable.lines n set look_at = p_at where n.look_at > p_at + n.patience;
   update durable.wake_marks m set sweep_at = p_at where m.sweep_at > p_at;
