@@ -146,6 +146,8 @@ class Cluster:
         self.data = directory / "data"
         self.log = directory / "log"
         self.sockets = directory
+        # For the server, beside what all of them have.
+        self.environment: dict[str, str] = {}
         self._databases: list[Database] = []
         directory.mkdir()
         as_user = account()
@@ -197,7 +199,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=_environment() | self.environment,
                 **account(),
             )
         deadline = time.monotonic() + 60

@@ -205,11 +205,12 @@ $$;
 create function durable._forget_turns()
 returns void language plpgsql as $$
 declare
-  v_before timestamptz := durable._now() - interval '1 hour';
+  v_now timestamptz := durable._now();
 begin
   delete from durable.claim_turns t
   where t.ctid = any(array(
-    select o.ctid from durable.claim_turns o where o.claimed_at < v_before for update skip locked));
+    select o.ctid from durable.claim_turns o
+    where o.claimed_at < v_now - interval '1 hour' or durable._is_ahead(o.claimed_at, v_now) for update skip locked));
 end
 $$;
 
@@ -309,7 +310,7 @@ begin
     v_moved := false;
     loop
       -- In a variable: as a volatile argument it would keep _is_due from being inlined.
-      v_seq := pg_sequence_last_value('durable.ready_seq');
+      v_seq := coalesce(pg_sequence_last_value('durable.ready_seq'), 0);
       select durable._is_due(m, v_seq, v_now) as is_due, durable._short(m, v_now) as short,
           durable._start_in(m.safe_seqs[array_position(m.line_ids, v_line.line_id)],
             m.start_seqs[array_position(m.line_ids, v_line.line_id)], durable._short(m, v_now)) as start_seq,

@@ -2,13 +2,17 @@
 create function durable._forget_failed_steps(workflow_id uuid, error jsonb)
 returns void language plpgsql set plan_cache_mode = force_custom_plan as $$
 declare
+  v_now timestamptz := durable._now();
   v_since timestamptz := (
     select coalesce(o.started_at, o.completed_at) from durable._outcomes(array[workflow_id], array[error ->> 'step']) o
     where o.status = 'error');
 begin
   if v_since is not null then
     delete from durable.checkpoints c
-    where c.workflow_id = _forget_failed_steps.workflow_id and c.status = 'error' and c.completed_at >= v_since;
+    where c.workflow_id = _forget_failed_steps.workflow_id and c.status = 'error' and (
+      c.completed_at >= v_since and c.completed_at <= v_now or c.step_name = _forget_failed_steps.error ->> 'step'
+      -- Once the clock was set back, their times do not tell. All can run again but those that may have happened once.
+      or greatest(c.completed_at, v_since) > v_now and c.error ->> 'code' is distinct from 'WF008');
   end if;
 end
 $$;

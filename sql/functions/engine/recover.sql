@@ -110,6 +110,28 @@ begin
 end
 $$;
 
+-- A clock that is set forward ends all leases at once, also those of workers that live. From a gap of 15 seconds in the ticks of a
+-- database that had some until then, nobody can tell whether that was it: workers whose lease ended in the gap get another one,
+-- once, in which they renew it if they live.
+create function durable._renew_overtaken(p_now timestamptz)
+returns void language plpgsql as $$
+declare
+  v_ticked_at timestamptz := (durable._newest_mark('')).moved_at;
+  v_lease interval := durable._lease();
+begin
+  if v_ticked_at < p_now - interval '15 seconds' then
+    update durable.workers w set expires_at = p_now + v_lease
+    where w.worker_id = any(array(
+      select o.worker_id from durable.workers o
+      where o.died_at is null and o.expires_at < p_now and o.expires_at > v_ticked_at
+        and o.heartbeat_at < v_ticked_at + interval '15 seconds'
+        -- No longer than a heartbeat makes it: it has not had another one.
+        and o.expires_at - o.heartbeat_at between v_lease and v_lease + interval '1 second'
+      for update skip locked));
+  end if;
+end
+$$;
+
 -- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
 create function durable._bury_workers()
 returns void language plpgsql as $$
@@ -119,15 +141,21 @@ declare
   v_grace interval := durable._setting('session_grace')::interval;
   v_retention interval := durable._setting('dead_worker_retention')::interval;
   v_restart_grace interval := durable._setting('restart_grace')::interval;
+  v_started timestamptz := pg_postmaster_start_time();
   v_free integer[];
   v_ended integer[];
 begin
   if not exists (select from durable.crash_marks) then
     insert into durable.crash_marks (seen_at) values (v_now);
   end if;
+  if v_started > v_now then
+    -- The clock was set back since it started: then it counts from when this is noticed.
+    update durable.crash_marks m set seen_at = v_now, started_at = v_started where m.started_at is distinct from v_started;
+    v_started := null;
+  end if;
   -- Right after a start or a crash of Postgres all sessions are new, their locks are still to be taken, and their leases to be
   -- renewed.
-  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m)) <= v_now - v_restart_grace then
+  if greatest(v_started, (select max(m.seen_at) from durable.crash_marks m)) <= v_now - v_restart_grace then
     -- As a difference of two sets, for "not exists" is planned to look for each worker among all locks.
     v_free := array(
       select w.worker_id::bigint from durable.workers w where w.died_at is null and w.session_lock
@@ -145,6 +173,7 @@ begin
       select d.worker_id from durable.workers d
       where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
     if cardinality(v_ended) > 0 then
+      perform durable._renew_overtaken(v_now);
       perform durable._bury(v_ended, v_now, v_grace);
     end if;
   end if;

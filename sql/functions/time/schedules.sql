@@ -192,7 +192,10 @@ begin
     while v_due <= p_now and v_count < 100 loop
       v_outcome := 'fired';
       v_reason := null;
-      if v_due < v_missed_before then
+      if exists (select from durable.schedule_firings f where f.schedule = v_schedule.name and f.due_at = v_due) then
+        -- A clock that was set back lets times fall due that have been handled.
+        v_outcome := 'handled';
+      elsif v_due < v_missed_before then
         v_outcome := 'missed';
         v_reason := case
           when v_schedule.paused_at is not null then 'the schedule was paused'
@@ -254,12 +257,10 @@ begin
     end loop;
   end if;
 
-  -- A clock that was set back lets times fall due that have been handled.
   select coalesce(array_agg(f.schedule order by f.n), '{}'), coalesce(array_agg(f.due_at order by f.n), '{}')
     into v_start_names, v_start_dues
   from unnest(v_names, v_dues, v_outcomes) with ordinality as f(schedule, due_at, outcome, n)
-  where f.outcome = 'fired'
-    and not exists (select from durable.schedule_firings o where o.schedule = f.schedule and o.due_at = f.due_at);
+  where f.outcome = 'fired';
   insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id)
   select s.name, f.due_at, 'fired', s.overlap <> 'allow' or s.pause_on_failure, s.pause_on_failure, p_now, f.id
   from unnest(v_start_names, v_start_dues, durable._start_firings(v_start_names, v_start_dues))
@@ -268,7 +269,7 @@ begin
   insert into durable.schedule_firings (schedule, due_at, outcome, handled_at, missed_until, reason)
   select f.schedule, f.due_at, f.outcome, p_now, f.missed_until, f.reason
   from unnest(v_names, v_dues, v_outcomes, v_untils, v_reasons) as f(schedule, due_at, outcome, missed_until, reason)
-  where f.outcome <> 'fired'
+  where f.outcome not in ('fired', 'handled')
   on conflict on constraint schedule_firings_pkey do nothing;
   update durable.schedules s
   set next_at = d.next_at, firings = d.firings, waiting = d.waiting

@@ -185,13 +185,14 @@ begin
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   perform durable._let_ring();
-  foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
+  foreach v_part in array array['set_back', 'dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
     'backfilled', 'rung', 'firings_forgotten', 'partitions', 'lines', 'registered', 'expired', 'forgotten', 'aged']
   loop
     v_tried := v_tried || v_part;
     -- One part that fails does not stop the others.
     begin
       v_done := case v_part
+        when 'set_back' then durable._set_back(v_begin)
         when 'dropped' then durable._drop_history()
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
@@ -249,7 +250,7 @@ begin
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
+  'Does what time demands: notices that the clock was set back (set_back is then 1), recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
   'enforces timeouts, fires schedules, rings for what is ready while workers are idle, makes partitions ahead, removes lines of queues that nothing stands in and registers those that are missing, removes history, events and mail '
   'that are past their time. Each part does at most max_workflows per call, or deletes what belonged to twice as many workflows that are gone; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
   'the count of each part, or its error; passed_over, the parts that another transaction kept from their work, if any; next_in_ms, '

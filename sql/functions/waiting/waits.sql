@@ -216,7 +216,9 @@ begin
         v_outputs[v_item.n] := case when v_look ? 'output' then v_look -> 'output'
           when v_timed <> '[]' then '{"timed_out": true}' end;
         v_over := v_over || v_item.n::integer;
-        v_elapsed := v_elapsed || (extract(epoch from v_now - coalesce((v_item.open).started_at, v_now)) * 1000)::bigint;
+        -- Within what a step may take: the clock may have been set back or forward since it began.
+        v_elapsed := v_elapsed || least(3000000000000, greatest(0,
+          extract(epoch from v_now - coalesce((v_item.open).started_at, v_now)) * 1000))::bigint;
         v_seqs := v_seqs || coalesce(v_look -> 'seqs', '[]');
         v_taker := case when v_look -> 'seqs' <> '[]' then v_item.workflow_id else v_taker end;
       else

@@ -57,10 +57,13 @@ comment on table durable.kept_workers is
 
 -- Unlogged, so that it is empty after a crash of Postgres: that is how one is noticed, and when.
 create unlogged table durable.crash_marks (
-  seen_at timestamptz not null
+  seen_at timestamptz not null,
+  started_at timestamptz
 );
 insert into durable.crash_marks (seen_at) values ('-infinity');
 comment on table durable.crash_marks is 'When the last crash of Postgres was noticed; empty until it is.';
+comment on column durable.crash_marks.started_at is
+  'When Postgres started, if by the clock that is yet to come; seen_at is then when that was noticed.';
 
 -- Who wants to be woken. Enqueues only ever read it, so that a long transaction of a user never stands in the way of
 -- a worker. Unlogged: after a crash of Postgres every worker says again that it is idle.
