@@ -10,7 +10,7 @@ from .._client import calls
 from .._errors import DurableError, translated
 from . import _values
 from ._app import load_app
-from ._database import Connection, connect_to_schema
+from ._database import Connection, connect_to_schema, in_utc
 from ._options import dsn_option, output_option
 from ._output import PREVIEW, Column, moment, one_line, preview, print_fields, print_json, print_table, say
 
