@@ -123,7 +123,6 @@ class Load:
         self._is_over.set()
         wait_until(conn, "select not exists (select from durable.live_workflows where queue = 'load')")
 
-
     def check(self) -> None:
         assert Counter(self._done) == Counter(self.made)
 
@@ -213,7 +212,9 @@ def set_after(conn: Connection) -> None:
 
 def check_firings(conn: Connection, since: Any) -> None:
     """From now on it fires each second, and no due time has more than one workflow."""
-    wait_until(conn, "select count(*) >= 3 from durable.schedule_firings where outcome = 'fired' and due_at > %s", since)
+    wait_until(
+        conn, "select count(*) >= 3 from durable.schedule_firings where outcome = 'fired' and due_at > %s", since
+    )
     assert value(
         conn, "select count(*) = count(distinct input ->> 'due_at') from durable.workflows where name = 'fire'"
     )
