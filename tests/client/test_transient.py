@@ -369,6 +369,53 @@ def test_a_report_that_somebody_is_in_the_way_of_does_not_outlast_the_drain(hold
     assert [handle.status() for handle in held] == ["pending"] * 2
 
 
+def test_what_steps_say_of_a_workflow_that_somebody_holds_lets_others_pass(app: Durable, db: Database) -> None:
+    begun, gate = threading.Barrier(4), threading.Event()
+
+    @app.step(at_most_once=True)
+    def once() -> int:
+        return 1
+
+    @app.step(retry=Retry(max_attempts=2, initial="1ms"))
+    def flaky() -> int:
+        if current_step().attempt == 1:
+            raise RuntimeError("once")
+        return 2
+
+    @app.step
+    def wait() -> None:
+        begun.wait(30)
+        gate.wait(30)
+
+    @app.workflow
+    def run(ctx: Context, n: int) -> int:
+        ctx.step(wait)
+        if n == 1:
+            return ctx.step(once)
+        if n == 2:
+            return ctx.step(flaky)
+        ctx.set("n", n)
+        return n
+
+    @app.workflow
+    def quick(ctx: Context, n: int) -> int:
+        return ctx.step(once) + n
+
+    conn = db.connect()
+    with working(app):
+        handles = app.enqueue_many(run, [1, 2, 3])
+        begun.wait(30)
+        with conn.transaction():
+            # As a cancellation does whose transaction is still open.
+            conn.execute("select from durable.live_workflows for update")
+            gate.set()
+            assert [handle.result(timeout=30) for handle in app.enqueue_many(quick, list(range(20)))] == list(
+                range(1, 21)
+            )
+            assert {handle.status() for handle in handles} == {"running"}
+        assert [handle.result(timeout=30) for handle in handles] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("odd", ["half \ud800", "nul \0"])
 def test_one_item_that_cannot_be_sent_fails_alone(app: Durable, odd: str) -> None:
     barrier = threading.Barrier(12)
