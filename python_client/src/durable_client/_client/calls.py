@@ -5,11 +5,13 @@ Arrays are written as literals here: a list of hundreds of values is quicker to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
+
+from .. import _codec
+from .._errors import InvalidArgument
 
 CLAIM = (
     "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
@@ -58,8 +60,8 @@ START_CHILDREN = (
 CHILD_RESULTS = "select output::text from durable.child_results(%s)"
 REQUEST_APPROVAL = "select durable.request_approval(%s, %s, %s, %s, %s, %s::jsonb, make_interval(secs => %s))::text"
 APPROVALS = (
-    "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form, requested_at,"
-    " expires_at, state::text, decision, data, decided_by, comment, decided_at"
+    "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form::text,"
+    " requested_at, expires_at, state::text, decision, data::text, decided_by, comment, decided_at"
     " from durable.approvals where {where} order by approval_id desc limit %s"
 )
 DECIDE = "select durable.decide(%s, %s, %s, %s, %s::jsonb)"
@@ -142,7 +144,7 @@ class Claimed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredStep:
-    """What is stored of a step when a workflow is replayed. ``output`` is JSON text; None when it must be fetched."""
+    """What is stored of a step when a workflow is replayed; an ``omitted`` output or error must be fetched."""
 
     status: str
     attempt: int
@@ -154,13 +156,21 @@ class StoredStep:
 
 
 def stored_steps(text: str | None) -> dict[str, StoredStep]:
-    """The ``steps`` of a claim by name."""
+    """The ``steps`` of a claim by name. An output that Python cannot take in does not hide the other steps."""
     if text is None:
         return {}
-    return {
-        step["step_name"]: StoredStep(
-            step["status"], step["attempt"], step.get("output"), step.get("error"), step.get("omitted", False),
-            step.get("at_most_once", False), (step.get("retry_in_ms") or 0) / 1000,
-        )
-        for step in json.loads(text)
-    }  # fmt: skip
+    try:
+        steps = _codec.parse(text, "")
+    except InvalidArgument:
+        steps = [_codec.parse_fields(step, lambda field: f"the stored {field}") for step in _codec.parts(text)]
+    return {step["step_name"]: _stored_step(step) for step in steps}
+
+
+def _stored_step(step: dict[str, Any]) -> StoredStep:
+    omitted = step.get("omitted", False)
+    # Also an error that is null is one.
+    error = _codec.as_error(step.get("error")) if step["status"] == "error" and not omitted else None
+    return StoredStep(
+        step["status"], step["attempt"], step.get("output"), error, omitted, step.get("at_most_once", False),
+        (step.get("retry_in_ms") or 0) / 1000,
+    )  # fmt: skip

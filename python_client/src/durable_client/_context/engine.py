@@ -182,10 +182,10 @@ class AsyncEngine:
     async def child_outputs(self, first: str) -> list[str | None]:
         return [output for (output,) in await self._call(calls.CHILD_RESULTS, (first,))]
 
-    async def step_output(self, run: Run, name: str) -> str | None:
+    async def step_outcome(self, run: Run, name: str) -> Stored:
+        """The outcome of a step that has one."""
         rows = await self._call(calls.STEP_RESULT, (run.workflow_id, name))
-        output: str | None = rows[0][1]
-        return output
+        return Stored(rows[0][1], rows[0][2])
 
     async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
@@ -325,6 +325,6 @@ class ThreadEngine:
         outputs: list[str | None] = on_loop(self._engine.loop, self._engine.child_outputs(first))
         return outputs
 
-    def step_output(self, run: Run, name: str) -> str | None:
-        output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))
-        return output
+    def step_outcome(self, run: Run, name: str) -> Stored:
+        outcome: Stored = on_loop(self._engine.loop, self._engine.step_outcome(run, name))
+        return outcome

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import os
 import random
@@ -318,6 +317,7 @@ class Worker:
 
     async def _run_async(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
+            run.load()
             output = await workflow.function(AsyncContext(run, self._engine), *self._input(run, workflow))
             run.check()
             self._complete((run, self._encode(run, output)))
@@ -334,6 +334,7 @@ class Worker:
     def _run_in_thread(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
             run.check()
+            run.load()
             output = workflow.function(Context(run, self._thread_engine), *self._input(run, workflow))
             run.check()
             self._thread_engine.post(self._complete, (run, self._encode(run, output)))
@@ -354,8 +355,9 @@ class Worker:
             return ()
         if run.claimed.input is None and workflow.input_has_default:
             return ()
-        value = None if run.claimed.input is None else json.loads(run.claimed.input)
-        return (_codec.decode(value, workflow.decode_input, f"workflow {run.workflow_id} ({run.name}): the input"),)
+        subject = f"workflow {run.workflow_id} ({run.name}): the input"
+        value = None if run.claimed.input is None else _codec.parse(run.claimed.input, subject)
+        return (_codec.decode(value, workflow.decode_input, subject),)
 
     def _encode(self, run: Run, output: Any) -> str:
         return _codec.encode(output, f"workflow {run.workflow_id} ({run.name}): its output")
