@@ -36,7 +36,7 @@ _ASKING = {
     "idle_session_timeout": "0",
 }
 # A worker repeats what fails, so that limits only make it do work again.
-_WORKING: dict[str, str] = _ASKING | {
+_WORKING = _ASKING | {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
@@ -146,7 +146,7 @@ async def configure_link(conn: psycopg.AsyncConnection[Any], settings: Mapping[s
         raise Standby
     direct = is_direct(conn, backend)
     if direct:
-        query, *parameters = _set(_WORKING | settings)
+        query, *parameters = _set({**_WORKING, **settings})
         await conn.execute(query, parameters)
     return direct
 
