@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from clusters import Database
 from engine import Connection, call, claim, claim_one, enqueue, refused, rows, value, workflow
+
+pytestmark = pytest.mark.pg(15, 18)
 
 # Arguments by their names, or by their names and types, as they are in an ordinary call.
 ARGUMENTS = {
@@ -145,9 +148,11 @@ def test_nothing_odd_in_any_argument_disturbs_others(db: Database) -> None:
         functions.setdefault(parameter.function, []).append(parameter)
     accepted: set[tuple[str, str, str]] = set()
     for function, named in functions.items():
-        for odd in named:
+        # Failures with another attempt to come, and without.
+        attempts = (1, 2) if function.startswith("fail") else (1,)
+        for odd, max_attempts in product(named, attempts):
             for label, expression, parameter in odd_ones(odd.name, odd.type):
-                workflow_id = enqueue(conn, "w", queue="claimed")
+                workflow_id = enqueue(conn, "w", queue="claimed", max_attempts=max_attempts)
                 lease = dict(rows(conn, "select workflow_id, lease from durable.claim('sql', '{claimed}', 100)"))[
                     workflow_id
                 ]
@@ -170,6 +175,9 @@ def test_nothing_odd_in_any_argument_disturbs_others(db: Database) -> None:
                 else:
                     accepted.add((function, odd.name, label))
             the_others_go_on(conn)
+    failed = "array(select workflow_id from durable.workflows where status = 'failed' limit 10000)"
+    assert value(conn, f"select durable.retry_many({failed})") > 10
+    the_others_go_on(conn)
     # All that is stored can be dumped.
     for view in ("workflows", "workflow_steps", "workflow_state", "approvals", "schedules", "queues", "workers"):
         rows(conn, f"select max(length(v::text)) from durable.{view} v")
@@ -391,14 +399,14 @@ def test_any_value_that_postgres_accepts_goes_through_a_workflow(db: Database) -
     limit_texts(conn)
     taken: set[str] = set()
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.recursive(SCALARS, nested, max_leaves=8))
     def run(text: str) -> None:
         try:
             conn.execute("select %s::jsonb", [text])
         except psycopg.Error:
             return
-        id = str(enqueue(conn, "w"))
+        id = str(enqueue(conn, "w", max_attempts=2))
         lease = dict(rows(conn, "select workflow_id::text, lease from durable.claim('sql', max_workflows => 100)"))[id]
         own = {"id": id, "lease": lease, "v": text}
         for query in (

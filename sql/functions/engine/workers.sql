@@ -70,6 +70,8 @@ returns table (workflow_id uuid, reason text, lease bigint) language plpgsql sec
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
+declare
+  v_step jsonb;
 begin
   perform durable._require(durable._length(workflow_ids) is not distinct from durable._length(leases)
       and durable._length(workflow_ids) is distinct from -1,
@@ -83,9 +85,15 @@ begin
     begin
       perform durable._open_running_steps(running_steps);
     exception when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
-      -- The lease is renewed all the same.
-      raise warning 'worker %: its running steps cannot be shown: %', worker, sqlerrm
-        using hint = 'They are [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}].';
+      -- The lease is renewed all the same, and of the others it is known.
+      for v_step in select s from jsonb_array_elements(running_steps) as s limit 1000 loop
+        begin
+          perform durable._open_running_steps(jsonb_build_array(v_step));
+        exception when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
+          raise warning 'worker %: a running step cannot be shown: %', worker, sqlerrm
+            using hint = 'It is {"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}.';
+        end;
+      end loop;
     end;
   end if;
   return query

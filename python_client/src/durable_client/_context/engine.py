@@ -20,7 +20,7 @@ from .._client import calls
 from .._client.link import Link, configure, configure_async
 from .._definitions import Step
 from .._durations import seconds
-from .._errors import DurableError, StepInterrupted, from_database
+from .._errors import DurableError, StepInterrupted, translated
 from .._retry import Retry
 from .invoke import in_thread, invoke, invoke_async, on_loop
 from .outcome import INTERRUPTED, Stored, for_owner
@@ -187,9 +187,10 @@ class AsyncEngine:
 
     async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
-            return await self._link.execute(query, parameters)
-        except psycopg.Error as error:
-            raise for_owner(from_database(error) or error) from error
+            with translated():
+                return await self._link.execute(query, parameters)
+        except (DurableError, psycopg.Error) as error:
+            raise for_owner(error) from error.__cause__
 
 
 def _forget_row_factory(conn: psycopg.Connection[Any]) -> None:
