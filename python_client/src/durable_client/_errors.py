@@ -258,6 +258,11 @@ def from_database(error: psycopg.Error) -> DurableError | None:
             hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), "
             "grant_approver(), grant_observer() and grant_admin().",
         )
+    if state.startswith("54"):
+        return PayloadTooLarge(
+            f"a value, or the answer, is too large for Postgres or nested too deep: {primary}",
+            hint="Store the data elsewhere and pass a reference; durable.step_result() reads the output of one step.",
+        )
     if state.startswith("22"):
         return InvalidArgument(
             f"Postgres does not accept a value: {primary}", hint="Pass ids as UUIDs (handle.workflow_id), JSON as JSON."

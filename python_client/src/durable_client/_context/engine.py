@@ -20,7 +20,7 @@ from .._client import calls
 from .._client.link import Link, configure, configure_async
 from .._definitions import Step
 from .._durations import seconds
-from .._errors import DurableError, StepInterrupted, translated
+from .._errors import DurableError, PayloadTooLarge, StepInterrupted, translated
 from .._retry import Retry
 from .invoke import in_thread, invoke, invoke_async, on_loop
 from .outcome import INTERRUPTED, Stored, for_owner
@@ -31,6 +31,9 @@ from .waits import Waits
 from .writer import Checkpoint, Writer
 
 log = logging.getLogger("durable")
+
+# Postgres ends the connection of whoever sends 1 GB, and a link would connect and send it again without end.
+_MOST_BYTES = 1_000_000_000
 
 
 class AsyncEngine:
@@ -186,8 +189,14 @@ class AsyncEngine:
         return Stored(rows[0][1], rows[0][2])
 
     async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        texts = [parameter for parameter in parameters if isinstance(parameter, str)]
         try:
             with translated():
+                if sum(map(len, texts)) > _MOST_BYTES / 4 and sum(len(text.encode()) for text in texts) > _MOST_BYTES:
+                    raise PayloadTooLarge(
+                        f"workflow {parameters[0]}: a call has more than {_MOST_BYTES} bytes",
+                        hint="Store the data elsewhere and pass a reference, or make several calls.",
+                    )
                 return await self._link.execute(query, parameters)
         except (DurableError, psycopg.Error) as error:
             raise for_owner(error) from error.__cause__
