@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,9 +15,10 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from durable_client import Durable, InvalidArgument, WorkflowFailed
+from durable_client import AsyncContext, Context, Durable, Event, InvalidArgument, WorkflowFailed
+from psycopg.conninfo import make_conninfo
 
-from client.workers import Processes
+from client.workers import Processes, working
 from clusters import Database
 from engine import Connection, call, enqueue, rows, value, wait_until
 
@@ -318,6 +320,38 @@ def test_what_a_client_cannot_read_is_an_error_of_that_value_only(db: Database, 
         for use in USES:
             with pytest.raises(InvalidArgument, match="cannot be read in Python: it has a number that is too large"):
                 use(unreadable)
+
+
+def test_a_wait_that_cannot_be_sent_fails_its_own_workflow_only(db: Database, app: Durable) -> None:
+    latin = Durable(make_conninfo(db.dsn, client_encoding="LATIN1"))
+
+    def event(name: str) -> Event:
+        return Event("\u20ac" if name == "euro" else name)
+
+    @latin.workflow
+    async def wait(ctx: AsyncContext, names: list[str]) -> Any:
+        return (await ctx.wait_any(*map(event, names))).index
+
+    @latin.workflow
+    def plain_wait(ctx: Context, names: list[str]) -> Any:
+        return ctx.wait_any(*map(event, names)).index
+
+    waiting = [workflow for workflow in (wait, plain_wait) for _ in range(5)]
+    neighbors = [app.enqueue(each, ["now", f"never {n}"]) for n, each in enumerate(waiting)]
+    unsent = [app.enqueue(each, ["euro"]) for each in (wait, plain_wait)]
+    many = [app.enqueue(each, [str(n) for n in range(10_001)]) for each in (wait, plain_wait)]
+    with working(latin):
+        for handle in many:
+            with pytest.raises(WorkflowFailed, match="a wait for 10001 things is longer than 10000"):
+                handle.result(timeout=60)
+        app.emit("now")
+        assert {handle.result(timeout=60) for handle in neighbors} == {0}
+        # It fails, or is sent in another encoding.
+        app.emit("\u20ac")
+        for handle in unsent:
+            with contextlib.suppress(WorkflowFailed):
+                assert handle.result(timeout=60) == 0
+    latin.close()
 
 
 USES: list[Callable[[Any], Any]] = [
