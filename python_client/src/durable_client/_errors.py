@@ -236,7 +236,7 @@ def from_outcome(code: str, subject: str) -> DurableError:
         "WF002": "the lease is lost",
         "WF004": "the workflow was cancelled",
         "WF005": "the step name, the error or the wait is not valid",
-        "WF006": "the payload is over the setting max_payload_bytes",
+        "WF006": "the payload is over the setting max_payload_bytes, or nested too deep",
     }.get(code, code)
     return _BY_CODE.get(code, DurableError)(f"{subject}: {text}")
 
