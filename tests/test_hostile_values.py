@@ -312,6 +312,44 @@ def test_what_is_nested_too_deep_to_be_part_of_another_value_harms_its_workflow_
     the_others_go_on(conn)
 
 
+def test_a_schedule_whose_input_cannot_be_made_does_not_stop_the_others(db: Database) -> None:
+    conn = db.connect()
+    levels = deepest(conn) - 50
+    for name, text in (
+        ("before", '{"at": "{due_at}"}'),
+        ("deep", f'{{"at": "{{due_at}}", "deep": {"[" * levels + "]" * levels}}}'),
+        ("later", "null"),
+    ):
+        conn.execute("select durable.schedule(%s, '1 day', 'scheduled', %s)", [name, text])
+    conn.execute("update durable.schedules set next_at = durable._now()")
+    conn.execute("set max_stack_depth = '1MB'")
+    the_others_go_on(conn)
+    firings = {row.schedule: row for row in rows(conn, "select * from durable.schedule_firings")}
+    assert (firings["before"].outcome, firings["later"].outcome) == ("fired", "fired")
+    assert firings["deep"].outcome == "failed"
+    assert "stack depth" in firings["deep"].reason
+
+
+def test_what_has_come_and_is_too_large_together_ends_its_own_wait_only(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "configure", "max_payload_bytes", "100000")
+    both, neighbor = enqueue(conn, "w"), enqueue(conn, "w")
+    leases = {row.workflow_id: row.lease for row in claim(conn, "worker", 2)}
+    for receiver, size in ((both, 60_000), (neighbor, 30_000)):
+        for topic in ("a", "b"):
+            conn.execute("select durable.send(%s, %s, to_jsonb(repeat('x', %s)))", [receiver, topic, size])
+    topics = '[{"message": "a"}, {"message": "b"}]'
+    outcomes = rows(
+        conn,
+        "select item, outcome from durable.wait_many(%s, %s, '{w,w}', array[%s, %s]::jsonb[], modes => '{all,all}')",
+        [both, neighbor], [leases[both], leases[neighbor]], topics, topics,
+    )  # fmt: skip
+    assert [row.outcome for row in outcomes] == ["WF006", "ok"]
+    # Nothing is lost: it may take one after the other.
+    assert rows(conn, "select count(*) from durable.messages where received_by is null") == [(2,)]
+    the_others_go_on(conn)
+
+
 def test_what_is_large_together_is_left_out(db: Database) -> None:
     conn = db.connect()
     # They compress to little, and are large as text.
