@@ -15,7 +15,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from durable_client import AsyncContext, Context, Durable, Event, InvalidArgument, WorkflowFailed
+from durable_client import AsyncContext, Context, Durable, Event, InvalidArgument, WorkflowFailed, _codec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
 from client.workers import Processes, working
@@ -323,6 +325,23 @@ def test_what_a_client_cannot_read_is_an_error_of_that_value_only(db: Database, 
         for use in USES:
             with pytest.raises(InvalidArgument, match="cannot be read in Python: it has a number that is too large"):
                 use(unreadable)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.lists(ANY_JSON), st.dictionaries(st.text(), ANY_JSON), st.sampled_from([(", ", ": "), (",", ":")]))
+def test_json_is_taken_apart_as_it_was_put_together(
+    items: list[Any], fields: dict[str, Any], separators: tuple[str, str]
+) -> None:
+    text = json.dumps(items, separators=separators, ensure_ascii=False)
+    assert [json.loads(part) for part in _codec.parts(text)] == items
+    each = _codec.parts(json.dumps(fields, separators=separators))
+    assert {json.loads(name): json.loads(field) for name, field in zip(each, each, strict=True)} == fields
 
 
 def test_a_wait_that_cannot_be_sent_fails_its_own_workflow_only(db: Database, app: Durable) -> None:
