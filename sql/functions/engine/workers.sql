@@ -97,6 +97,7 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare
   v_began_at timestamptz := durable._now();
+  v_step jsonb;
 begin
   perform durable._require(durable._length(workflow_ids) is not distinct from durable._length(leases)
       and durable._length(workflow_ids) is distinct from -1,
@@ -106,11 +107,20 @@ begin
   if jsonb_typeof(running_steps) = 'array' then
     begin
       perform durable._open_running_steps(running_steps);
-    exception when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded
-      or lock_not_available then
+    exception
       -- The lease is renewed all the same.
-      raise warning 'worker %: its running steps cannot be shown: %', worker, sqlerrm
-        using hint = 'They are [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}].';
+      when lock_not_available then
+        raise debug 'worker %: its running steps are shown later: %', worker, sqlerrm;
+      when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
+        -- The others are shown.
+        for v_step in select s from jsonb_array_elements(running_steps) as s limit 1000 loop
+          begin
+            perform durable._open_running_steps(jsonb_build_array(v_step));
+          when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
+          raise warning 'worker %: a running step cannot be shown: %', worker, sqlerrm
+              using hint = 'It is {"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}.';
+          end;
+        end loop;
     end;
   end if;
   return query
