@@ -386,6 +386,19 @@ def test_a_wait_that_seems_to_take_centuries_ends_as_any_other(db: Database) -> 
     assert waited.outcome == "ok"
 
 
+def test_a_step_back_is_noticed_across_a_crash(db: Database) -> None:
+    """What ticks note of the time is gone after one."""
+    conn = db.connect()
+    advance(conn, "1 hour")
+    lose(conn, "lost")
+    tick(conn)
+    conn.execute("delete from durable.line_marks")
+    advance(conn, "0")
+    assert tick(conn)["set_back"] == 1
+    assert tick(conn)["set_back"] == 0
+    assert value(conn, "select expires_at < durable._now() + interval '31 seconds' from durable.workers")
+
+
 def test_due_times_that_a_clock_ahead_passed_fire_when_they_come(db: Database) -> None:
     conn = db.connect()
     now = value(conn, "select durable._now()")
