@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
@@ -504,3 +505,115 @@ def test_two_lines_are_claimed_after_the_sequence_of_places_began_anew(db: Datab
     assert claim(conn, max_workflows=2) == []
     enqueue(conn, "one")
     assert len(claim(conn, max_workflows=3)) >= 1
+
+
+# Any steps, in any order
+
+
+class Walk:
+    """One worker, what it does, and a clock that is set to and fro. Nothing passes but the time that the clock shows."""
+
+    def __init__(self, conn: Connection, seed: int) -> None:
+        self._conn = conn
+        self._chance = random.Random(seed)
+        self._offset = self._highest = 0.0
+        self._held: dict[UUID, int] = {}
+        # By workflow, the step that waits and its arguments.
+        self._waits: dict[UUID, tuple[str, str, str | None]] = {}
+        self._steps = 0
+        self.made: list[UUID] = []
+        self.done: list[UUID] = []
+
+    def set_clock(self, offset: float) -> None:
+        self._offset, self._highest = offset, max(self._highest, offset)
+        advance(self._conn, f"{offset:.3f} seconds")
+        tick(self._conn)
+        held = list(self._held)
+        assert call(self._conn, "heartbeat", "walker", held, [self._held[each] for each in held]) == []
+
+    def step(self) -> None:
+        size = self._chance.choice((0.05, 1.0, 20.0, 60.0, 7200.0))
+        self.set_clock(self._offset + self._chance.uniform(-size, size))
+        for _ in range(6):
+            self._chance.choice((self._enqueue, self._claim, self._complete, self._fail, self._sleep, self._receive))()
+        self._send(self._chance.random() < 0.5)
+
+    def end(self) -> None:
+        """When the clock is where it was at its highest, all that was ever set is due."""
+        self.set_clock(self._highest + 20)
+        for _ in range(30):
+            self._send(True)
+            tick(self._conn)
+            self._claim()
+            while self._held:
+                self._complete()
+            if not value(self._conn, "select exists (select from durable.live_workflows)"):
+                return
+        raise AssertionError(rows(self._conn, "select * from durable.live_workflows"))
+
+    def _delay(self) -> str:
+        return f"{self._chance.uniform(0, 3):.3f} seconds"
+
+    def _enqueue(self) -> None:
+        after = self._chance.choice((None, self._delay()))
+        at = value(self._conn, "select durable._now() + %s::interval", after)
+        self.made.append(enqueue(self._conn, run_at=at, max_attempts=1000))
+
+    def _claim(self) -> None:
+        for claimed in claim(self._conn, "walker", 3):
+            assert claimed.workflow_id not in self._held
+            self._held[claimed.workflow_id] = claimed.lease
+            if claimed.workflow_id in self._waits:
+                self._wait(claimed.workflow_id)
+
+    def _any(self) -> UUID | None:
+        return self._chance.choice(sorted(self._held)) if self._held else None
+
+    def _complete(self) -> None:
+        if (workflow_id := self._any()) is not None:
+            call(self._conn, "complete", workflow_id, self._held.pop(workflow_id))
+            self.done.append(workflow_id)
+
+    def _fail(self) -> None:
+        if (workflow_id := self._any()) is not None:
+            call(self._conn, "fail", workflow_id, self._held.pop(workflow_id), {"message": "no"}, self._delay())
+
+    def _sleep(self) -> None:
+        self._begin("[]", self._delay())
+
+    def _receive(self) -> None:
+        self._begin('[{"message": "topic"}]', None)
+
+    def _begin(self, conditions: str, timeout: str | None) -> None:
+        if (workflow_id := self._any()) is not None:
+            self._steps += 1
+            self._waits[workflow_id] = (f"step {self._steps}", conditions, timeout)
+            self._wait(workflow_id)
+
+    def _wait(self, workflow_id: UUID) -> None:
+        name, conditions, timeout = self._waits[workflow_id]
+        (waited,) = call(self._conn, "wait", workflow_id, self._held[workflow_id], name, conditions, timeout=timeout)
+        if waited.outcome == "parked":
+            del self._held[workflow_id]
+        else:
+            assert waited.outcome == "ok"
+            del self._waits[workflow_id]
+
+    def _send(self, to_all: bool) -> None:
+        for workflow_id, (name, conditions, _) in self._waits.items():
+            if conditions != "[]" and (to_all or self._chance.random() < 0.3):
+                call(self._conn, "send", workflow_id, "topic", key=name)
+
+
+@pytest.mark.pg(15, 18)
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_steps_the_clock_takes_each_workflow_ends_once(db: Database, seed: int) -> None:
+    conn = db.connect()
+    walk = Walk(conn, seed)
+    walk.set_clock(0)
+    for _ in range(30):
+        walk.step()
+    walk.end()
+    assert Counter(walk.done) == Counter(walk.made)
+    assert value(conn, "select count(*) from durable.workflows where status = 'completed'") == len(walk.made)
+    assert value(conn, "select count(*) from durable.workers") == 1
