@@ -116,9 +116,11 @@ begin
         for v_step in select s from jsonb_array_elements(running_steps) as s limit 1000 loop
           begin
             perform durable._open_running_steps(jsonb_build_array(v_step));
-          when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
-          raise warning 'worker %: a running step cannot be shown: %', worker, sqlerrm
-              using hint = 'It is {"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}.';
+          exception
+            when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded
+              or lock_not_available then
+              raise warning 'worker %: a running step cannot be shown: %', worker, sqlerrm
+                using hint = 'It is {"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}.';
           end;
         end loop;
     end;
