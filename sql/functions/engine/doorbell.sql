@@ -33,7 +33,7 @@ begin
 end
 $$;
 comment on function durable.idle(text, text[], text[]) is
-  'Says that a worker found nothing to claim and returns the channel on which it is woken (LISTEN "…"), for workflows of these '
+  'Says that a worker found nothing to claim and returns the channel on which it is woken (LISTEN "..."), for workflows of these '
   'names, or all of them. Claim once more '
   'after this call is committed, then wait: what was enqueued in between rang for nobody. A claim that returns '
   'something ends the idleness. Errors: WF005 for an invalid worker or queue name.';

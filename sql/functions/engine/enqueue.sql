@@ -182,7 +182,7 @@ create function durable.enqueue(
 )
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 begin
   return (durable._enqueue(workflow, array[input], queue, case when key is not null then array[key] end,
     priority, run_at, max_attempts, timeout, tags))[1];
@@ -201,7 +201,7 @@ create function durable.enqueue_many(
 )
 returns setof uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 begin
   return query select unnest(durable._enqueue(workflow, inputs, queue, keys, priority, run_at, max_attempts, timeout, tags));
 end

@@ -164,7 +164,7 @@ $$;
 
 create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');

@@ -156,7 +156,8 @@ begin
   return v_report || jsonb_build_object(
     'next_in_ms', case when v_next is not null then
       greatest(0, ceil(extract(epoch from v_next - v_end) * 1000)::bigint) end,
-    'turn_in_ms', durable._next_turn(worker));
+    'turn_in_ms', durable._next_turn(worker))
+    || case when durable._sees_commits() then '{}' else jsonb_build_object('isolation', current_setting('transaction_isolation')) end;
 end
 $$;
 comment on function durable.tick(integer, text) is
@@ -166,5 +167,6 @@ comment on function durable.tick(integer, text) is
   'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
   'seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
-  '{"busy": true} at once. '
+  '{"busy": true} at once. In a transaction that is repeatable read or serializable it drops no history, and the report says so: '
+  'isolation. '
   'Errors: WF005 when max_workflows is not positive.';
