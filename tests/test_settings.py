@@ -129,7 +129,7 @@ def differences(cluster: Cluster, settings: Sequence[Settings], levels: Sequence
     return "\n".join(found)
 
 
-def in_bundles(settings: Sequence[Settings], size: int = 4) -> list[Settings]:
+def in_bundles(settings: Sequence[Settings], size: int = 6) -> list[Settings]:
     """So many at a time, never two values of one setting."""
     count = -(-len(settings) // size)
     bundles: list[Settings] = [{} for _ in range(count)]
@@ -267,6 +267,23 @@ def test_the_locale_of_the_database_changes_nothing(cluster: Cluster, locale: st
                 assert live(conn) == expected
         finally:
             admin.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.mark.pg(15)
+@pytest.mark.parametrize("become", ["role", "session authorization"])
+def test_an_owner_who_is_no_superuser_and_whom_another_role_became_does_the_same(cluster: Cluster, become: str) -> None:
+    with database_with(cluster, {}, "session") as db, connected(db) as conn:
+        expected = live(conn)
+    with database_with(cluster, {}, "session", "template0") as db, connected(db) as conn:
+        owner = f"owner_{db.name}"
+        conn.execute(f"create role {owner}".encode())
+        conn.execute(f"grant create on database {db.name} to {owner}".encode())
+        conn.execute(f"set {become} {owner}".encode())
+        install_plain(conn)
+        conn.execute("select durable.tick()")
+        assert live(conn) == expected
+        conn.execute(f"reset {become}".encode())
+        conn.execute(f"drop owned by {owner} cascade; drop role {owner}".encode())
 
 
 @pytest.mark.pg(15)
@@ -416,6 +433,7 @@ def test_psql_installs_the_plain_file_whatever_its_encoding(cluster: Cluster, db
         assert catalogue(other.connect()) == catalogue(db.connect())
 
 
+@pytest.mark.pg(15, 18)
 def test_a_database_of_any_other_encoding_is_refused_by_both_forms(cluster: Cluster) -> None:
     name = f"encoded_{os.getpid()}"
     with cluster.connect() as admin:
