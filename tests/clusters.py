@@ -129,21 +129,37 @@ def run(*command: str, **options: Any) -> str:
 class Cluster:
     """One Postgres server with its own data directory, reached through a Unix socket.
 
-    The data directory is a copy of the one of ``origin``, which is stopped, or new.
+    The data directory is a copy of the one of ``origin``, which is stopped, or new. With ``primary``, which runs, the
+    server is a hot standby that streams from it.
     """
 
-    def __init__(self, installation: Installation, directory: Path, *, origin: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        directory: Path,
+        *,
+        origin: Cluster | None = None,
+        primary: Cluster | None = None,
+    ) -> None:
         self.version = installation.version
         self.installation = installation
         self.data = directory / "data"
         self.log = directory / "log"
         self.sockets = directory
+        # For the server, beside what all of them have.
+        self.environment: dict[str, str] = {}
         self._databases: list[Database] = []
         directory.mkdir()
         as_user = account()
         if as_user:
             shutil.chown(directory, as_user["user"], as_user["group"])
-        if origin is None:
+        if primary is not None:
+            run(
+                installation.tool("pg_basebackup"), "-D", str(self.data), "-d", primary.dsn("postgres"), "-c", "fast",
+                "--no-sync", "--write-recovery-conf",
+                **as_user,
+            )  # fmt: skip
+        elif origin is None:
             run(
                 *self._command("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-locale"),
                 **as_user,
@@ -158,7 +174,6 @@ class Cluster:
             "full_page_writes": "off",
             "max_connections": "200",
             "max_worker_processes": "16",
-            "max_prepared_transactions": "10",
             "shared_buffers": "64MB",
             "max_wal_size": "256MB",
             "min_wal_size": "64MB",
@@ -184,7 +199,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=_environment() | self.environment,
                 **account(),
             )
         deadline = time.monotonic() + 60
@@ -302,6 +317,17 @@ class Clusters:
         origin = self._origin(version)
         directory = self._data / f"c{uuid.uuid4().hex[:8]}"
         cluster = Cluster(origin.installation, directory, origin=origin)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+            shutil.rmtree(directory)
+
+    @contextlib.contextmanager
+    def standby(self, primary: Cluster) -> Iterator[Cluster]:
+        """A hot standby of a running cluster, which streams from it until it is promoted."""
+        directory = self._data / f"s{uuid.uuid4().hex[:8]}"
+        cluster = Cluster(primary.installation, directory, primary=primary)
         try:
             yield cluster
         finally:

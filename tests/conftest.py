@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from clusters import VERSIONS, Cluster, Clusters, Database
+from engine import wait_until
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "cluster" in metafunc.fixturenames or "own_cluster" in metafunc.fixturenames:
+    if {"cluster", "own_cluster", "preparing_cluster"} & set(metafunc.fixturenames):
         marker = metafunc.definition.get_closest_marker("pg")
         versions = marker.args if marker is not None else VERSIONS
         metafunc.parametrize("pg_version", versions, ids=[f"pg{version}" for version in versions], scope="session")
@@ -57,6 +58,9 @@ def clusters() -> Iterator[Clusters]:
 def cluster(clusters: Clusters, pg_version: int) -> Iterator[Cluster]:
     """A running server of each Postgres version in turn; tests share it."""
     with clusters.running(pg_version) as cluster:
+        # Recovery gives workers time after a start.
+        with cluster.connect() as conn:
+            wait_until(conn, "select pg_postmaster_start_time() < clock_timestamp() - interval '2 seconds'")
         yield cluster
 
 
@@ -71,5 +75,24 @@ def own_cluster(clusters: Clusters, pg_version: int) -> Iterator[Cluster]:
 def db(cluster: Cluster) -> Iterator[Database]:
     """A fresh database with the extension in it."""
     database = cluster.create_database()
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="session")
+def preparing_cluster(clusters: Clusters, pg_version: int) -> Iterator[Cluster]:
+    """A server that can prepare transactions, where those of users do not ring."""
+    with clusters.running(pg_version) as cluster:
+        with cluster.connect() as conn:
+            conn.execute("alter system set max_prepared_transactions = 100")
+        cluster.stop()
+        cluster.start()
+        yield cluster
+
+
+@pytest.fixture
+def preparing_db(preparing_cluster: Cluster) -> Iterator[Database]:
+    """A fresh database of such a server."""
+    database = preparing_cluster.create_database()
     yield database
     database.drop()

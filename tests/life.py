@@ -29,8 +29,9 @@ VIEWS = (
     "workflows", "workflow_steps", "workflow_state", "approvals", "queues", "workers", "settings", "retention_rules", "schedules",
     "schedule_firings", "schedule_backfills",
 )  # fmt: skip
-# Leases differ. Partitions are made at midnight, lines are tidied when nobody looks, and what a trigger woke no tick has to.
-LEFT_OUT = {"lease", "partitions", "lines", "signalled", "isolation"}
+# Leases differ. Partitions are made at midnight, lines are tidied and workers rung for when nobody looks, and what a trigger
+# woke no tick has to.
+LEFT_OUT = {"lease", "partitions", "lines", "signalled", "rung", "isolation"}
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 

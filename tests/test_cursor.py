@@ -103,11 +103,11 @@ def test_what_is_committed_late_from_a_subtransaction_is_claimed(db: Database) -
     claimed_in_the_end(conn, late)
 
 
-def test_what_is_committed_late_with_a_prepared_transaction_is_claimed(db: Database) -> None:
-    conn, slow = db.connect(), db.connect(autocommit=False)
+def test_what_is_committed_late_with_a_prepared_transaction_is_claimed(preparing_db: Database) -> None:
+    conn, slow = preparing_db.connect(), preparing_db.connect(autocommit=False)
     late = enqueue(slow)
     seq = place(slow, late)
-    name = f"late {db.name}"
+    name = f"late {preparing_db.name}"
     slow.execute(f"prepare transaction '{name}'".encode())
     slow.commit()
     try:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import psycopg
+import pytest
 
 from clusters import Cluster, Database
 from engine import (
@@ -22,6 +27,7 @@ from engine import (
     rows,
     steps,
     value,
+    wait_until,
     wait_until_blocked,
     workflow,
 )
@@ -326,3 +332,177 @@ def test_after_a_start_of_the_server_only_leases_count_until_workers_could_recon
 def test_max_crashes_is_at_least_one(db: Database) -> None:
     with refused("WF005"):
         call(db.connect(), "configure", "max_crashes", "0")
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_part_of_a_tick_that_met_a_concurrent_change_is_for_the_next_tick(db: Database, level: str) -> None:
+    conn, ticker = db.connect(), db.connect(autocommit=False)
+    workflow_id = enqueue(conn)
+    claim_one(conn)
+    kill_worker(conn, "worker")
+    ticker.execute(f"set transaction isolation level {level}".encode())
+    # What it sees from here on: a worker whose lease ran out, which sends a heartbeat meanwhile.
+    assert workflow(ticker, workflow_id).status == "running"
+    call(conn, "heartbeat", "worker")
+    report = value(ticker, "select durable.tick()")
+    assert report["recovered"] == 0
+    assert not [part for part, done in report.items() if isinstance(done, dict)], report
+    ticker.commit()
+    kill_worker(conn, "worker")
+    assert value(conn, "select durable.tick()")["recovered"] == 1
+
+
+# Transactional steps of workers that are gone
+
+
+def open_step(db: Database, worker: str = "worker") -> tuple[Connection, UUID]:
+    """A session within a transactional step, and its workflow."""
+    conn = db.connect(autocommit=False)
+    claimed = claim_one(conn, worker)
+    conn.commit()
+    call(conn, "begin_step", claimed.workflow_id, claimed.lease, "s")
+    return conn, claimed.workflow_id
+
+
+def fall_silent(conn: Connection, worker: str = "worker") -> None:
+    """Returns when nothing was heard of a worker for the time of a lease."""
+    call(conn, "configure", "lease", "1 second")
+    conn.execute("select pg_sleep(1.2)")
+    conn.execute(
+        "update durable.workers set heartbeat_at = heartbeat_at - interval '1 hour', expires_at = '-infinity' where name = %s",
+        [worker],
+    )
+
+
+def is_open(conn: Connection, step: Connection) -> bool:
+    return bool(
+        value(
+            conn,
+            "select exists (select from pg_stat_activity where pid = %s and xact_start is not null)",
+            step.info.backend_pid,
+        )
+    )
+
+
+def test_a_step_that_a_dead_worker_left_open_is_ended_and_its_workflow_goes_on(db: Database) -> None:
+    conn = db.connect()
+    enqueue(conn)
+    step, workflow_id = open_step(db)
+    fall_silent(conn)
+    tick_until(conn, "recovered")
+    with pytest.raises(psycopg.OperationalError):
+        step.execute("select 1")
+    claimed = claim_one(conn, "another")
+    assert claimed.workflow_id == workflow_id
+    call(conn, "begin_step", workflow_id, claimed.lease, "s")
+
+
+def test_a_cancel_need_not_wait_for_the_step_of_a_dead_worker(db: Database) -> None:
+    conn, canceller = db.connect(), db.connect()
+    enqueue(conn)
+    _, workflow_id = open_step(db)
+    fall_silent(conn)
+
+    def tick() -> None:
+        wait_until_blocked(conn, canceller)
+        while workflow(conn, workflow_id).status != "cancelled":
+            value(conn, "select durable.tick()")
+
+    at_once(tick, lambda: call(canceller, "cancel", workflow_id))
+
+
+@pytest.mark.parametrize("why", ["its lease holds", "it is back", "it runs SQL", "it has just run some"])
+def test_a_step_is_left_open_while_its_worker_may_still_commit_it(db: Database, why: str) -> None:
+    conn = db.connect()
+    enqueue(conn)
+    step, workflow_id = open_step(db)
+    if why != "its lease holds":
+        fall_silent(conn)
+    if why == "it is back":
+        # It was declared dead when it lost its session.
+        conn.execute("update durable.workers set died_at = heartbeat_at")
+        call(conn, "attach", "worker")
+    elif why == "it has just run some":
+        call(conn, "configure", "lease", None)
+        step.execute("select 1")
+    with ThreadPoolExecutor(1) as pool:
+        if why == "it runs SQL":
+            sleeping = pool.submit(step.execute, "select pg_sleep(3)")
+            wait_until(
+                conn, "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", step.info.backend_pid
+            )
+        for _ in range(10):
+            value(conn, "select durable.tick()")
+        assert is_open(conn, step)
+        if why == "it runs SQL":
+            sleeping.result()
+    call(step, "checkpoint", workflow_id, value(conn, "select lease from durable.live_workflows"), "s", {})
+    step.commit()
+    assert list(steps(conn, workflow_id)) == ["s"]
+
+
+def test_a_step_that_may_not_be_ended_is_told_of_and_stops_no_tick(db: Database) -> None:
+    conn = db.connect()
+    enqueue(conn)
+    step, workflow_id = open_step(db)
+    fall_silent(conn)
+    conn.execute("update durable.workers set died_at = now()")
+    notices: list[str] = []
+    other = db.connect()
+    other.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+    role = f"limited_{db.name}"
+    other.execute(f"create role {role} in role pg_read_all_stats".encode())
+    try:
+        for grant in ("usage on schema", "select on all tables in schema", "execute on all functions in schema"):
+            other.execute(f"grant {grant} durable to {role}".encode())
+        other.execute(f"set role {role}".encode())
+        other.execute("select durable._end_open_steps(array(select worker_id from durable.workers))")
+        other.execute("reset role")
+    finally:
+        other.execute(f"drop owned by {role}".encode())
+        other.execute(f"drop role {role}".encode())
+    (notice,) = notices
+    assert f"process {step.info.backend_pid} may not be ended" in notice
+    assert is_open(conn, step)
+    assert workflow(conn, workflow_id).status == "running"
+
+
+KEEPALIVES = [f"tcp_keepalives_{name}" for name in ("idle", "interval", "count")] + ["tcp_user_timeout"]
+
+
+@pytest.mark.pg(15, 18)
+def test_a_transactional_step_has_its_connection_probed_for_as_long_as_it_lasts(own_cluster: Cluster) -> None:
+    # The tests share a port, and so each server has an address.
+    chance = random.Random(own_cluster.data.parent.name)
+    address = ".".join(["127", *(str(chance.randrange(2, 250)) for _ in range(3))])
+    own_cluster.stop()
+    with (own_cluster.data / "pg_hba.conf").open("a") as file:
+        file.write("host all all 127.0.0.0/8 trust\n")
+    with (own_cluster.data / "postgresql.conf").open("a") as file:
+        file.write(f"listen_addresses = '{address}'\n")
+    own_cluster.start()
+    database = own_cluster.create_database()
+    conn = database.connect()
+    enqueue(conn)
+    claimed = claim_one(conn)
+
+    def within(step: Connection) -> list[str]:
+        call(step, "begin_step", claimed.workflow_id, claimed.lease, "s")
+        found = shown(step)
+        step.rollback()
+        return found
+
+    def shown(step: Connection) -> list[str]:
+        return [value(step, f"show {name}") for name in KEEPALIVES]
+
+    with psycopg.connect(f"host={address} port=5432 user=postgres dbname={database.name}") as step:
+        before = shown(step)
+        step.rollback()
+        # A host that vanished is given up after 25 seconds.
+        assert within(step) == ["10", "5", "3", "25000"]
+        assert shown(step) == before
+        step.execute("set tcp_keepalives_idle = 7")
+        step.commit()
+        assert within(step) == ["7", *before[1:]]
+    with database.connect(autocommit=False) as local:
+        assert within(local) == ["0", "0", "0", "0"]

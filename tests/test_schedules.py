@@ -128,6 +128,7 @@ def test_31_a_ticker_killed_between_its_statements_leaves_nothing_and_the_next_o
 
 def test_31_of_two_tickers_one_fires_and_the_other_does_not_wait(db: Database, conn: Connection) -> None:
     schedule(conn)
+    tick(conn)
     rewind(conn, 1)
     first = db.connect(autocommit=False)
     assert tick(first)["fired"] == 1

@@ -43,7 +43,7 @@ ACCEPTED = {
     "durable.enable_pg_cron()": 'schema "cron" does not exist',
     "durable.disable_pg_cron()": 'relation "cron.job" does not exist',
     # It locks rows, and sees what was committed while it waited for them.
-    "durable._lock_family(uuid)": "routine is marked as VOLATILE, should be STABLE",
+    "durable._lock_family(uuid,boolean)": "routine is marked as VOLATILE, should be STABLE",
     # Its loop has no other exit than RETURN.
     "durable._worker_id(text,text[])": "control reached end of function without RETURN",
 }

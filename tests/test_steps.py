@@ -505,6 +505,43 @@ def test_a_step_that_runs_for_long_is_seen_through_the_heartbeat(db: Database) -
     assert value(conn, "select count(*) from durable.open_steps") == 0
 
 
+@pytest.mark.parametrize("end", ["complete", "flush", "fail", "cancel", "time out"])
+def test_a_heartbeat_at_the_same_moment_leaves_no_step_of_a_workflow_that_has_ended(db: Database, end: str) -> None:
+    conn, heart = db.connect(), db.connect(autocommit=False)
+    workflow_id, lease = start(conn)
+    running = [
+        {"workflow_id": str(workflow_id), "lease": lease, "step_name": name, "attempt": 1, "elapsed_ms": 60_000}
+        for name in ("stored", "given up")
+    ]
+    # It sees the workflow, and none of what ends it sees what it lists.
+    call(heart, "heartbeat", "worker", [workflow_id], [lease], psycopg.types.json.Jsonb(running))
+    if end == "flush":
+        args = [workflow_id], [lease]
+        assert call(conn, "flush", *args, ["stored"], [{}], [1], [5], *args, [{}]) == []
+    elif end == "time out":
+        conn.execute("update durable.live_workflows set deadline = now() - interval '1 second'")
+        call(conn, "tick")
+    else:
+        call(conn, end, workflow_id, *{"complete": [lease], "fail": [lease, ERROR], "cancel": []}[end])
+    heart.commit()
+    assert value(conn, "select count(*) from durable.open_steps") == 2
+    assert {step.status for step in steps(conn, workflow_id).values()} == ({"completed"} if end == "flush" else set())
+    for _ in range(1000):
+        if value(conn, "select count(*) from durable.open_steps") == 0:
+            break
+        call(conn, "tick")
+    assert value(conn, "select count(*) from durable.open_steps") == 0
+
+
+def test_a_tick_forgets_no_step_that_is_under_way(db: Database) -> None:
+    conn = db.connect()
+    workflow_id, lease = start(conn)
+    running = [{"workflow_id": str(workflow_id), "lease": lease, "step_name": "s", "attempt": 1, "elapsed_ms": 60_000}]
+    call(conn, "heartbeat", "worker", [workflow_id], [lease], psycopg.types.json.Jsonb(running))
+    assert value(conn, "select durable._forget_running(10)") == 0
+    assert list(steps(conn, workflow_id)) == ["s"]
+
+
 def test_a_batch_reports_each_item_and_one_bad_item_fails_no_other(db: Database) -> None:
     conn = db.connect()
     one, two = start(conn), start(conn)

@@ -633,7 +633,8 @@ def test_a_sender_with_an_old_snapshot_wakes_by_the_tick(db: Database, condition
 
 
 @EACH
-def test_a_fact_of_a_prepared_transaction_wakes_by_the_tick(db: Database, conditions: str) -> None:
+def test_a_fact_of_a_prepared_transaction_wakes_by_the_tick(preparing_db: Database, conditions: str) -> None:
+    db = preparing_db
     conn, sender, waiter = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
     held = ready(conn, conditions)
     assert wait(waiter, held, "s", conditions) == ("parked", None)

@@ -479,7 +479,7 @@ async def share(ctx: AsyncContext, n: int) -> Any:
 
 
 @app.workflow
-async def everything(ctx: AsyncContext, n: int) -> list[Any]:
+async def with_text(ctx: AsyncContext, n: int) -> list[Any]:
     began = await ctx.now()
     text = await ctx.step(stumble, TEXT)
     booked = await ctx.transaction(book, n)
@@ -495,6 +495,75 @@ async def everything(ctx: AsyncContext, n: int) -> list[Any]:
 @app.workflow
 def failing_with_text(ctx: Context, n: int) -> None:
     ctx.step(refuse, f"{TEXT} {n}")
+
+
+# One of everything, for runs in which somebody is in the way.
+
+
+@app.step(retry=Retry(max_attempts=2, initial="10ms"))
+async def at_second_try() -> int:
+    if current_step().attempt == 1:
+        raise Refused
+    return current_step().attempt
+
+
+@app.workflow(max_attempts=2)
+async def everything(ctx: AsyncContext, name: str) -> list[Any]:
+    done = [await ctx.step(add, 1, 2), await ctx.step(at_second_try), await ctx.step(launch, name)]
+    await ctx.sleep("20ms")
+    done += [await ctx.transaction(book, 3), *await ctx.map(leaf, [[name, 4], [name, 5]], max_parallel=1)]
+    await ctx.set("done", len(done))
+    done += [await ctx.receive("mail"), await ctx.wait_event(f"event of {name}")]
+    if ctx.attempt == 1:
+        raise Refused
+    return done
+
+
+# Everything that brings a workflow a value from elsewhere, where another program may have stored it.
+
+
+@app.step(name="given")
+async def give() -> str:
+    return "by this worker"
+
+
+@app.step(name="given")
+def give_plain() -> str:
+    return "by this worker"
+
+
+@app.workflow
+async def meeting(ctx: AsyncContext, way: Any) -> str:
+    if way == "message":
+        await ctx.receive("topic")
+    elif way == "event":
+        await ctx.wait_event(f"event of {ctx.workflow_id}")
+    elif way == "approval":
+        await ctx.approval("May I?")
+    elif way == "child":
+        await ctx.run("elsewhere", queue="elsewhere")
+    elif way == "children":
+        await ctx.map("elsewhere", range(2), queue="elsewhere", return_failures=True)
+    elif way == "step":
+        await ctx.step(give)
+    return "done"
+
+
+@app.workflow
+def plain_meeting(ctx: Context, way: Any) -> str:
+    if way == "message":
+        ctx.receive("topic")
+    elif way == "event":
+        ctx.wait_event(f"event of {ctx.workflow_id}")
+    elif way == "approval":
+        ctx.approval("May I?")
+    elif way == "child":
+        ctx.run("elsewhere", queue="elsewhere")
+    elif way == "children":
+        ctx.map("elsewhere", range(2), queue="elsewhere", return_failures=True)
+    elif way == "step":
+        ctx.step(give_plain)
+    return "done"
 
 
 # What a worker process does

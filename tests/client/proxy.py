@@ -66,6 +66,10 @@ class Proxy:
         """The way through the proxy to the database of a connection string."""
         return re.sub(r"host=\S+", f"host={self._directory}", dsn)
 
+    def lead_to(self, server: Path) -> None:
+        """From now on new connections lead to another server, as an address does after a failover."""
+        self._server = server
+
     def lose(self, *texts: str) -> None:
         with self._lock:
             self._to_lose.extend(texts)
@@ -96,6 +100,7 @@ class Proxy:
             try:
                 server.connect(str(self._server))
             except OSError:
+                server.close()
                 _close(client)
                 continue
             self._conversations = [one for one in self._conversations if one.is_open]
@@ -239,7 +244,8 @@ class _Conversation:
             answer += whole
             if kind == b"D":
                 (length,) = struct.unpack("!i", body[2:6])
-                rows.append(body[6 : 6 + max(length, 0)].decode())
+                # In binary form jsonb begins with the number of its version.
+                rows.append(body[6 : 6 + max(length, 0)].decode(errors="replace").lstrip("\x01"))
             elif kind == b"Z":
                 return answer, rows
 

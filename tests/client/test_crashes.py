@@ -13,7 +13,7 @@ from client.journal import Journal
 from client.programs import app
 from client.workers import Processes
 from clusters import Database
-from engine import call, steps, value, workflow
+from engine import call, steps, value, wait_until, workflow
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -141,6 +141,33 @@ def test_10_a_transaction_of_a_frozen_worker_commits_once(db: Database, processe
         journal.release(f"transfer-{program.name}")
     frozen.resume()
     assert [handle.result(timeout=60) for handle in handles] == [[program.name] for program in programs_]
+    assert [row[0] for row in conn.execute("select name from transfers order by name")] == sorted(
+        program.name for program in programs_
+    )
+
+
+def test_10_a_transaction_of_a_worker_that_stays_frozen_is_taken_over(
+    db: Database, processes: Processes, journal: Journal
+) -> None:
+    conn = db.connect()
+    call(conn, "configure", "lease", "2 seconds")
+    conn.execute("create table transfers (name text)")
+    programs_ = (programs.transferring, programs.plain_transferring)
+    for program in programs_:
+        journal.hold(f"transfer-{program.name}")
+    handles = [app.enqueue(program, [program.name]) for program in programs_]
+    frozen = processes.start()
+    for program in programs_:
+        journal.wait("transfer", program.name)
+    frozen.pause()
+    for program in programs_:
+        journal.release(f"transfer-{program.name}")
+    processes.start()
+    assert [handle.result(timeout=60) for handle in handles] == [[program.name] for program in programs_]
+    frozen.resume()
+    # It finds its sessions gone and is a healthy worker again.
+    wait_until(conn, "select count(*) = 2 from durable.workers where died_at is null and session_lock")
+    assert frozen.running()
     assert [row[0] for row in conn.execute("select name from transfers order by name")] == sorted(
         program.name for program in programs_
     )

@@ -81,7 +81,7 @@ def work_under(cluster: Cluster, settings: Settings, directory: Path) -> list[st
                         raise
 
         try:
-            everything = app.enqueue("everything", 5, key="one of them", run_at=datetime(2026, 1, 1, tzinfo=UTC))
+            everything = app.enqueue("with_text", 5, key="one of them", run_at=datetime(2026, 1, 1, tzinfo=UTC))
             failing = app.enqueue_many(
                 "failing_with_text", list(range(10)), keys=["NULL", None, *(f"k{n}" for n in range(7)), None]
             )
@@ -98,7 +98,7 @@ def work_under(cluster: Cluster, settings: Settings, directory: Path) -> list[st
                 check("what failed", f"{TEXT} {n}" in str(info.value), True)
             steps = everything.steps()
             check("the steps", sum(step.completed_at is not None for step in steps), len(steps))
-            leap = Schedule("leap", "0 0 29 2 *", "everything", timezone="Asia/Kathmandu")
+            leap = Schedule("leap", "0 0 29 2 *", "with_text", timezone="Asia/Kathmandu")
             due = app.client.apply_schedules([leap])["leap"]
             check("when it is due", due is not None and f"{due.astimezone(UTC):%m-%d %H:%M}", "02-28 18:15")
             check("when it is due", app.client.next_firings("leap", 1), [due])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -42,7 +42,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRecord:
-    """An approval as ``durable.approvals`` shows it. ``state`` is pending, decided, expired or withdrawn."""
+    """An approval as ``durable.approvals`` shows it. ``state`` is pending, decided, expired or withdrawn.
+
+    A ``form`` or ``data`` that Python cannot take in prints as the reason; any use of it raises InvalidArgument.
+    """
 
     approval_id: str
     workflow_id: str
@@ -59,6 +62,16 @@ class ApprovalRecord:
     decided_by: str | None
     comment: str | None
     decided_at: datetime | None
+
+
+def record_of(row: tuple[Any, ...]) -> ApprovalRecord:
+    """An approval by its row of ``calls.APPROVALS``, in which ``form`` and ``data`` are JSON text."""
+    record = ApprovalRecord(*row)
+    return replace(
+        record,
+        form=_codec.parse_or_mark(record.form, f"approval {record.approval_id}: the form"),
+        data=_codec.parse_or_mark(record.data, f"approval {record.approval_id}: the data of the decision"),
+    )
 
 
 _decode = _codec.decoder(Decision)

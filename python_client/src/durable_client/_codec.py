@@ -12,10 +12,11 @@ import dataclasses
 import enum
 import inspect
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -24,7 +25,7 @@ from uuid import UUID
 
 from typing_extensions import NotRequired, Required, is_typeddict
 
-from ._errors import InvalidArgument
+from ._errors import InvalidArgument, PayloadTooLarge
 
 Decoder = Callable[[Any], Any]
 
@@ -68,6 +69,9 @@ def _with_plain_keys(value: Any) -> Any:
     return _with_plain_keys(_plain(value))
 
 
+# No value of jsonb is larger, and Postgres ends the connection of whoever sends a message of 1 GB.
+_MOST_BYTES = 268_435_455
+
 _encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -79,8 +83,7 @@ def encode(value: Any, subject: str) -> str:
         except TypeError:
             # The one thing that the encoder does not ask for help with: keys that are not text.
             text = _encoder(_with_plain_keys(value))
-        if not text.isascii():
-            text.encode()
+        size = len(text) if text.isascii() else len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(
             f"{subject} cannot be stored as JSON: {error}",
@@ -91,7 +94,117 @@ def encode(value: Any, subject: str) -> str:
             f"{subject} cannot be stored as JSON: it has a NUL character, which Postgres does not store in text",
             hint="Remove it, or pass the data as bytes.",
         )
+    if size > _MOST_BYTES:
+        raise PayloadTooLarge(
+            f"{subject} cannot be stored as JSON: it has {size} bytes, and Postgres takes at most {_MOST_BYTES}",
+            hint="Store the data elsewhere and pass a reference.",
+        )
     return text
+
+
+class Unreadable:
+    """Stands for a stored value that Python cannot take in. It prints as the reason; any use raises InvalidArgument."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: InvalidArgument) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"<{self.error.message}>"
+
+    def _refuse(self, *_: Any) -> Any:
+        raise self.error
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __call__ = _refuse
+    __bool__ = __int__ = __float__ = __index__ = _refuse
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return number
+
+
+_parse = json.JSONDecoder(parse_float=_finite).decode
+
+
+def parse(text: str, subject: str) -> Any:
+    """The value of JSON text from the database.
+
+    Postgres stores what Python cannot take in. For that it raises InvalidArgument, whose message ``subject`` begins.
+    """
+    try:
+        return _parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        why = {
+            RecursionError: "it is nested too deep",
+            MemoryError: "there is not enough memory for it",
+        }.get(type(error), "it has a number that is too large, see sys.set_int_max_str_digits()")
+        raise InvalidArgument(
+            f"{subject} cannot be read in Python: {why}", hint="Store another value, or read it in another language."
+        ) from None
+
+
+def parse_or_mark(text: str | None, subject: str) -> Any:
+    """The value of JSON text from the database, or an Unreadable in its place; for lists of values."""
+    try:
+        return None if text is None else parse(text, subject)
+    except InvalidArgument as error:
+        return Unreadable(error)
+
+
+def parse_error(text: str, subject: str) -> dict[str, Any]:
+    """A stored error. Workers in other languages may have stored anything as one."""
+    return as_error(parse_or_mark(text, subject))
+
+
+def as_error(value: Any) -> dict[str, Any]:
+    """A stored error in the form in which this client stores them, which has a message."""
+    if isinstance(value, Unreadable):
+        return {"message": value.error.message}
+    if not isinstance(value, dict):
+        return {"message": value if isinstance(value, str) else text_of(value)}
+    error = {name: field for name, field in value.items() if field is not None}
+    return error if "message" in error else {**error, "message": text_of(value)}
+
+
+# What separates the parts of JSON text, and the texts in it, which may contain the same characters.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]')
+
+
+def parts(text: str) -> Iterator[str]:
+    """The elements of a JSON array, or the keys and values of an object in turn, each as JSON text.
+
+    It takes apart what ``parse`` refuses because of one of its parts.
+    """
+    depth, start = 0, 1
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark in "[{":
+            depth += 1
+        elif mark in "]}":
+            depth -= 1
+        if (depth == 1 and mark in ",:") or depth == 0:
+            part = text[start : token.start()].strip()
+            if part:
+                yield part
+            start = token.end()
+
+
+def parse_fields(text: str, subject: Callable[[str], str]) -> dict[str, Any]:
+    """A JSON object, with an Unreadable in place of each value that Python cannot take in.
+
+    ``subject`` turns the name of such a field into the beginning of its message.
+    """
+    value = parse_or_mark(text, "")
+    if isinstance(value, Unreadable):
+        each = parts(text)
+        fields = ((_parse(key), field) for key, field in zip(each, each, strict=True))
+        value = {key: parse_or_mark(field, subject(key)) for key, field in fields}
+    found: dict[str, Any] = value
+    return found
 
 
 def _decode_fields(hints: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
@@ -228,23 +341,32 @@ def decode(value: Any, of: Decoder | None, subject: str) -> Any:
         return value
     try:
         return of(value)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InvalidArgument(
             f"{subject} does not fit its annotation: {error}",
             hint="The code and the stored value differ; accept both shapes, or correct the value.",
         ) from error
 
 
+def text_of(value: Any) -> str:
+    """A stored value as JSON, to be shown."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError) as error:
+        return f"(it cannot be shown: {error})"
+    return text if len(text) <= 1000 else text[:999] + "…"
+
+
 def difference(value: Any, expected: Any) -> str:
     """Two lines for a reader: the value that is stored, and the type that it is to be of."""
-    stored = json.dumps(value, ensure_ascii=False)
+    stored = text_of(value)
     shape = expected.__name__ if inspect.isclass(expected) else str(expected)
     if dataclasses.is_dataclass(expected):
         fields = (
             f"{field.name}: {getattr(field.type, '__name__', field.type)}" for field in dataclasses.fields(expected)
         )
         shape += f"({', '.join(fields)})"
-    return f"stored:   {stored if len(stored) <= 1000 else stored[:999] + '…'}\nexpected: {shape[:1000]}"
+    return f"stored:   {stored}\nexpected: {shape[:1000]}"
 
 
 def _as_jsonb_keeps_objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ class _Failure(DurableError):
         super().__init__(message, detail=detail, hint=hint)
         self.error = error
         self.type = str(error.get("type", "Error"))
-        self.traceback: str | None = error.get("traceback")
+        trace = error.get("traceback")
+        self.traceback = None if trace is None else str(trace)
 
 
 class WorkflowFailed(_Failure):

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step as ``durable.workflow_steps`` shows it."""
+    """A step as ``durable.workflow_steps`` shows it.
+
+    An ``output`` or ``error`` that Python cannot take in prints as the reason; any use of it raises InvalidArgument.
+    """
 
     name: str
     status: str

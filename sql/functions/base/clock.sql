@@ -10,3 +10,8 @@ returns timestamptz language sql volatile parallel safe as $$ select pg_catalog.
 -- read all of it to answer for a few rows.
 create function durable._now_in_view()
 returns timestamptz language plpgsql stable parallel safe as $$ begin return durable._now(); end $$;
+
+-- Whether a time that was once now is later than now: the clock was set back since. A second is for those who read the clock just
+-- before others. Stable, as its addition is: else it is not inlined.
+create function durable._is_ahead(at timestamptz, now timestamptz)
+returns boolean language sql stable parallel safe as $$ select at > now + interval '1 second' $$;

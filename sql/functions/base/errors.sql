@@ -35,14 +35,22 @@ begin
         'Nothing was changed.', 'Stop working on it.');
     when 'WF006' then
       perform durable._raise('WF006', format('%s: the payload is too large', v_what),
-        format('The limit is %s bytes of jsonb (setting max_payload_bytes).', durable._max_payload()),
+        format('The limit is %s bytes of jsonb (setting max_payload_bytes), and %s of text.', durable._max_payload(),
+          durable._max_text()),
         'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
+    when 'busy' then
+      perform durable._raise('55P03', format('%s: another transaction holds it', v_what),
+        'Nothing was changed.', 'Send the call again.');
     else
       perform durable._raise('WF005', format('%s: invalid argument', v_what),
         'The step name is null, empty or longer than 500 characters, or the error is null.', 'Correct the call.');
   end case;
 end
 $$;
+
+-- What is no fault of an item: deadlocks, lock timeouts, a full disk, a server that shuts down.
+create function durable._is_passing(code text)
+returns boolean language sql immutable as $$ select left(code, 2) in ('40', '53', '55', '57', '58') $$;
 
 -- The longest time that any argument or setting may span.
 create function durable._longest()
@@ -54,5 +62,15 @@ begin
   if ok is not true then
     perform durable._raise('WF005', message, 'Nothing was changed.', hint);
   end if;
+end
+$$;
+
+-- A standby refuses what writes, with the same code. But what first reads an unlogged table it refuses as a feature that is not
+-- supported, and a claim or a tick that finds nothing to do it answers. So they ask: if pg_is_in_recovery() then ...
+create function durable._refuse_standby()
+returns void language plpgsql as $$
+begin
+  perform durable._raise('25006', 'this server is a standby: it answers queries and changes nothing', 'Nothing was changed.',
+    'Connect to the primary. After a failover this server may soon be the primary itself: try again.');
 end
 $$;

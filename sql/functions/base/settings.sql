@@ -17,6 +17,35 @@ returns interval language plpgsql stable as $$ begin return durable._setting('le
 create function durable._max_payload()
 returns bigint language plpgsql stable as $$ begin return durable._setting('max_payload_bytes')::bigint; end $$;
 
+-- The longest text of a payload. The number 1e131071 takes 16 bytes of jsonb, and 131072 of text; and a row of more than 1 GB as
+-- text can neither be claimed nor dumped.
+create function durable._max_text()
+returns bigint language sql immutable parallel safe as $$ select 402653184::bigint $$;
+
+-- A payload of this size or less need not be looked at by _is_too_large(): 8192 times as much is the longest text it can have.
+create function durable._small_enough(max_bytes bigint)
+returns bigint language sql immutable parallel safe as $$ select least(max_bytes, durable._max_text() / 8192) $$;
+
+create function durable._is_too_large(payload jsonb, max_bytes bigint)
+returns boolean language plpgsql immutable as $$
+declare
+  -- The value itself: what comes from a table may be compressed.
+  v_payload jsonb := payload #> '{}'::text[];
+  v_size integer := pg_column_size(v_payload);
+begin
+  if v_size is null or v_size <= durable._small_enough(max_bytes) then
+    return false;
+  elsif v_size > max_bytes then
+    return true;
+  end if;
+  begin
+    return octet_length(v_payload::text) > durable._max_text();
+  exception when program_limit_exceeded then
+    return true;
+  end;
+end
+$$;
+
 create function durable.configure(name text, value text)
 returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column

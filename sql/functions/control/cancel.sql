@@ -4,6 +4,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 set jit = off as $$
 #variable_conflict use_variable
 declare
+  v_reason text := left(reason, 10000);
   v_ids uuid[] := durable._lock_family(workflow_id);
   v_last uuid;
   v_workers integer[];
@@ -17,13 +18,13 @@ begin
     return false;
   end if;
   v_workers := array(
-    select distinct l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.worker_id is not null);
+    select l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids) and l.worker_id is not null);
   perform durable._finish(v_ids, null, 'cancelled', null, array(
     select jsonb_build_object('code', 'WF004', 'type', 'WorkflowCancelled', 'message', case
-      when i.id = workflow_id then coalesce(reason, 'cancelled')
-      else format('cancelled with workflow %s', workflow_id) || coalesce(': ' || reason, '') end)
+      when i.id = workflow_id then coalesce(v_reason, 'cancelled')
+      else format('cancelled with workflow %s', workflow_id) || coalesce(': ' || v_reason, '') end)
     from unnest(v_ids) with ordinality as i(id, n) order by i.n));
-  perform pg_notify('durable_worker_' || w, 'cancel') from unnest(v_workers) as w;
+  perform durable._tell(v_workers, 'cancel');
   return true;
 end
 $$;

@@ -37,7 +37,7 @@ declare
   v_line_id bigint;
   v_row durable.finished_workflows;
 begin
-  if pg_column_size(input) > durable._max_payload() then
+  if durable._is_too_large(input, durable._max_payload()) then
     perform durable._raise_outcome('WF006', workflow_id, lease);
   end if;
   perform durable._require(not exists (
@@ -54,6 +54,7 @@ begin
     end if;
     perform durable._raise_outcome(case v_outcome when 'ok' then 'WF002' else v_outcome end, workflow_id, lease);
   end if;
+  perform durable._let_ring();
   v_next := durable._new_id();
   v_row := durable._link_runs(workflow_id, v_next);
   perform pg_current_xact_id();

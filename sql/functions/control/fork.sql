@@ -34,9 +34,11 @@ declare
 begin
   perform durable._require((jsonb_typeof(outputs) = 'object') is true, 'outputs must be a JSON object',
     'For example ''{"charge": {"paid": true}}'': the names of steps, and what they are to have returned.');
-  if pg_column_size(input) > v_max or exists (select from jsonb_each(outputs) as o where pg_column_size(o.value) > v_max) then
+  if durable._is_too_large(input, v_max) or exists (
+      select from jsonb_each(outputs) as o where durable._is_too_large(o.value, v_max)) then
     perform durable._raise('WF006', 'the input or an output of the fork is too large',
-      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was forked.', v_max),
+      format('The limit is %s bytes of jsonb (setting max_payload_bytes), and %s of text. Nothing was forked.', v_max,
+        durable._max_text()),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
   perform durable._provision_partitions(v_today, v_today + 1);

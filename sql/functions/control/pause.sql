@@ -15,10 +15,10 @@ begin
   update durable.live_workflows l
   set status = case when l.status = 'running' then 'pending' else l.status end, ready_seq = null, lease = null,
     worker_id = null, replay = l.replay or l.lease is not null, paused_at = durable._now(), paused_lease = l.lease,
-    pause_reason = reason
+    pause_reason = left(reason, 10000)
   where l.workflow_id = _pause.workflow_id;
   if v_row.worker_id is not null and lease is null then
-    perform pg_notify('durable_worker_' || v_row.worker_id, 'cancel');
+    perform durable._tell(array[v_row.worker_id], 'cancel');
   end if;
   return true;
 end

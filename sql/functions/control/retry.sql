@@ -2,8 +2,8 @@
 create function durable._check_bulk(workflow_ids uuid[])
 returns void language plpgsql as $$
 begin
-  perform durable._require(cardinality(workflow_ids) <= 10000,
-    format('%s workflows are too many for one call', coalesce(cardinality(workflow_ids)::text, 'NULL')),
+  perform durable._require(durable._length(workflow_ids) between 0 and 10000,
+    format('%s workflows are too many for one call, or not in a flat array', coalesce(cardinality(workflow_ids)::text, 'NULL')),
     'Pass at most 10000 ids: put a limit on the selection, and call it again for the others.');
 end
 $$;

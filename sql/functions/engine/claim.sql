@@ -1,4 +1,4 @@
--- Everything that a replay of these workflows needs, in the order in which it happened. Outputs that are large, alone or
+-- Everything that a replay of these workflows needs, in the order in which it happened. Outputs and errors that are large, alone or
 -- together, are left out and fetched one by one with durable.step_result(): jsonb holds 256 MB at the most. For all workflows of
 -- a claim at once, because a look into the history is planned anew each time, see sql/functions/history/lookup.sql.
 create function durable._steps(workflow_ids uuid[])
@@ -8,35 +8,61 @@ set plan_cache_mode = force_custom_plan as $$
 declare
   v_now timestamptz := durable._now();
   v_day record;
+  v_ids uuid[];
+  v_done uuid[];
+  v_largest bigint;
 begin
   if cardinality(workflow_ids) = 0 then
     return;
   end if;
   for v_day in select * from durable._by_day(workflow_ids) loop
-    return query
-    select s.workflow_id, jsonb_agg(s.step order by s.at)
-    from (
-      select c.workflow_id, c.completed_at as at,
-        jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
-        || case when c.status = 'error' then jsonb_build_object('error', c.error)
-           when c.size > 100000 or c.total > 32000000 then '{"omitted": true}'
-           else jsonb_build_object('output', c.output) end as step
-      from (
-        select s.*, sum(s.size) over (partition by s.workflow_id order by s.completed_at, s.step_name) as total
-        -- As text, for the size of the column is that of its compressed form.
-        from (select k.*, octet_length(k.output::text) as size from durable.checkpoints k
-              where k.workflow_id >= v_day.first_id and k.workflow_id < v_day.next_id and k.workflow_id = any(v_day.ids)) s) c
-      union all
-      select o.workflow_id, o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
-        'at_most_once', o.at_most_once, 'error', o.error,
-        'retry_in_ms', greatest(0, extract(epoch from o.retry_at - v_now) * 1000)::bigint)
-      from durable.open_steps o
-      where o.workflow_id = any(v_day.ids) and (
-        select true from durable.checkpoints c
-        where c.workflow_id >= v_day.first_id and c.workflow_id < v_day.next_id
-          and c.workflow_id = o.workflow_id and c.step_name = o.step_name) is null
-    ) s
-    group by s.workflow_id;
+    v_ids := v_day.ids;
+    v_done := '{}'::uuid[];
+    v_largest := 100000;
+    loop
+      begin
+        for workflow_id, steps in
+          select s.workflow_id, jsonb_agg(s.step order by s.at)
+          from (
+            select c.workflow_id, c.completed_at as at,
+              jsonb_build_object('step_name', c.step_name, 'status', c.status, 'attempt', c.attempt)
+              || case when c.size > v_largest or c.total > 32000000 or c.total_of_all > 256000000 then '{"omitted": true}'
+                 when c.status = 'error' then jsonb_build_object('error', c.error)
+                 else jsonb_build_object('output', c.output) end as step
+            from (
+              select s.*, sum(s.size) over (partition by s.workflow_id order by s.completed_at, s.step_name) as total,
+                sum(s.size) over (order by s.workflow_id, s.completed_at, s.step_name) as total_of_all
+              -- As text, for the size of the column is that of its compressed form.
+              from (select k.*, case when v_largest < 0 then 0 else octet_length(coalesce(k.error, k.output)::text) end as size
+                    from durable.checkpoints k
+                    where k.workflow_id >= v_day.first_id and k.workflow_id < v_day.next_id and k.workflow_id = any(v_ids)) s) c
+            union all
+            select o.workflow_id, o.started_at, jsonb_build_object('step_name', o.step_name, 'status', 'running', 'attempt', o.attempt,
+              'at_most_once', o.at_most_once,
+              'error', case when v_largest > 0 and octet_length(o.error::text) <= v_largest then o.error end,
+              'retry_in_ms', greatest(0, extract(epoch from o.retry_at - v_now) * 1000)::bigint)
+            from durable.open_steps o
+            where o.workflow_id = any(v_ids) and (
+              select true from durable.checkpoints c
+              where c.workflow_id >= v_day.first_id and c.workflow_id < v_day.next_id
+                and c.workflow_id = o.workflow_id and c.step_name = o.step_name) is null
+          ) s
+          group by s.workflow_id
+        loop
+          return next;
+          v_done := v_done || workflow_id;
+        end loop;
+        exit;
+      exception when program_limit_exceeded then
+        -- A value may be nested so deep that it cannot be part of another. Then all are left out, for a claim that fails would
+        -- fail for every worker, each time.
+        if v_largest < 0 then
+          raise;
+        end if;
+        v_largest := -1;
+        v_ids := array(select i.id from unnest(v_ids) as i(id) where i.id <> all(v_done));
+      end;
+    end loop;
   end loop;
 end
 $$;
@@ -166,7 +192,8 @@ begin
       where t.claim = p_claim and t.version = v_turn.version;
       return ((v_turn.claimed + p_wanted::bigint) / 4)::integer;
     elsif not exists (select from durable.claim_turns t where t.claim = p_claim) then
-      insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now) on conflict do nothing;
+      insert into durable.claim_turns (claim, claimed, claimed_at) values (p_claim, p_wanted % 4, v_now)
+      on conflict on constraint claim_turns_pkey do nothing;
       return p_wanted / 4;
     end if;
   end if;
@@ -178,11 +205,12 @@ $$;
 create function durable._forget_turns()
 returns void language plpgsql as $$
 declare
-  v_before timestamptz := durable._now() - interval '1 hour';
+  v_now timestamptz := durable._now();
 begin
   delete from durable.claim_turns t
   where t.ctid = any(array(
-    select o.ctid from durable.claim_turns o where o.claimed_at < v_before for update skip locked));
+    select o.ctid from durable.claim_turns o
+    where o.claimed_at < v_now - interval '1 hour' or durable._is_ahead(o.claimed_at, v_now) for update skip locked));
 end
 $$;
 
@@ -282,10 +310,10 @@ begin
     v_moved := false;
     loop
       -- In a variable: as a volatile argument it would keep _is_due from being inlined.
-      v_seq := pg_sequence_last_value('durable.ready_seq');
-      select durable._is_due(m, v_seq, v_now) as is_due,
+      v_seq := coalesce(pg_sequence_last_value('durable.ready_seq'), 0);
+      select durable._is_due(m, v_seq, v_now) as is_due, durable._short(m, v_now) as short,
           durable._start_in(m.safe_seqs[array_position(m.line_ids, v_line.line_id)],
-            m.start_seqs[array_position(m.line_ids, v_line.line_id)], 2000) as start_seq,
+            m.start_seqs[array_position(m.line_ids, v_line.line_id)], durable._short(m, v_now)) as start_seq,
           m.line_ids, m.safe_seqs, m.start_seqs
         into v_mark
       from durable.line_marks m where m.queue = v_queue order by m.version desc limit 1;
@@ -307,7 +335,7 @@ begin
     v_heads := array(
       select row(l.line_id, l.priority, l.queue, l.name, l.start_seq, r.ready_seq)::durable.line_head
       from (
-        select n.*, durable._start_in(m.safe_seq, m.start_seq, 2000) as start_seq
+        select n.*, durable._start_in(m.safe_seq, m.start_seq, v_mark.short) as start_seq
         -- Once each: a line may be registered twice.
         from (select distinct n.line_id, n.priority, n.queue, n.name from unnest(v_lines) as n) as n
         left join unnest(v_mark.line_ids, v_mark.safe_seqs, v_mark.start_seqs) as m(line_id, safe_seq, start_seq)
@@ -373,7 +401,10 @@ begin
     else (c.priority::bigint << 47) | ((not c.replay)::integer::bigint << 46) | (c.lease >> 20) end;
   get diagnostics v_got = row_count;
   if v_got > 0 then
-    delete from durable.idle_workers i where i.worker_id = v_worker_id;
+    -- Another call of this worker may be about to do the same.
+    delete from durable.idle_workers i
+    where i.ctid = any(array(
+      select o.ctid from durable.idle_workers o where o.worker_id = v_worker_id for update skip locked));
   end if;
 end
 $$;
@@ -383,8 +414,8 @@ comment on function durable.claim(text, text[], integer, text[], boolean) is
   'new if one is ready. Of workflows that are suspected of killing their workers, a worker holds one at the most. workflows, if '
   'given, limits it to these names: the ones that '
   'the worker has code for. A first claim registers the worker. steps is null on a first run, else a JSON array of all '
-  'that is stored: {"step_name", "status", "attempt", "output" or "error"}, where "omitted" marks an output to be fetched '
-  'with durable.step_result(). claimed_at is the database''s clock. synchronous_commit => false, for a '
+  'that is stored: {"step_name", "status", "attempt", "output" or "error"}, where "omitted" marks an output or error to be '
+  'fetched with durable.step_result(). claimed_at is the database''s clock. synchronous_commit => false, for a '
   'transaction in which nothing else is written, spares the claim the wait for the disk: a crash of Postgres may then put the '
   'workflows back in line, which every later call under the lease, and the heartbeat, report as WF002; what is checkpointed is '
   'never lost, nor the claim before it. Errors: WF005 invalid argument.';
@@ -398,7 +429,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
   with held as materialized (
     select l.* from durable.live_workflows l
     where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)
-      and l.workflow_id <> all(known)
+      and (l.workflow_id = any(known)) is not true
   )
   select h.workflow_id, h.lease, h.name, h.queue, h.input, h.attempt, coalesce(s.steps, '[]'),
     h.created_at, durable._now(), h.deadline

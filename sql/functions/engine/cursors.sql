@@ -16,13 +16,21 @@ returns bigint language sql immutable as $$
   select coalesce(case when start_seq - safe_seq < short then safe_seq else start_seq end, 0)
 $$;
 
+-- How long a stretch is short. Any is, while nobody sweeps: whoever moves the marks may be in a transaction that stays open.
+create function durable._short(mark durable.line_marks, at timestamptz)
+returns bigint language sql stable as $$
+  select case when mark.sweep_at < at - interval '1 second' then 9223372036854775807 else 2000 end
+$$;
+
 -- Whether a mark (null when there is none yet) may have to move. Where claims read a few places too many it need not: moving
--- takes as long as reading a hundred. Stable, as its subtraction is: else it is not inlined.
+-- takes as long as reading a hundred. Once the clock was set back it must, for its times would keep it where it is until they come
+-- again. Stable, as its subtraction is: else it is not inlined.
 create function durable._is_due(mark durable.line_marks, seq bigint, at timestamptz)
 returns boolean language sql stable as $$
   select mark.queue is null or mark.moved_at < at - interval '20 milliseconds'
     and (mark.sweep_at <= at or mark.seen_seq + 1000 <= seq
       or mark.lowest_seq + 100 <= seq and mark.moved_at < at - interval '100 milliseconds')
+    or durable._is_ahead(mark.moved_at, at)
 $$;
 
 -- The first place in a line after p_after and up to p_until that is ready, if any. A set, so that it is inlined.
@@ -60,8 +68,9 @@ declare
   v_mark durable.line_marks := durable._newest_mark(p_queue);
   -- A new statement has a new snapshot: whatever ended before it was taken is visible to the look-ups in it.
   v_is_safe boolean := pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.seen_xid;
-  v_goes_on boolean := v_mark.next_at < p_now - interval '1 second';
-  v_sweeps boolean := v_mark.sweep_at <= p_now;
+  v_was_ahead boolean := durable._is_ahead(v_mark.moved_at, p_now);
+  v_goes_on boolean := v_was_ahead or v_mark.next_at < p_now - interval '1 second';
+  v_sweeps boolean := v_was_ahead or v_mark.sweep_at <= p_now;
   v_new durable.line_marks := v_mark;
   v_had_gap boolean := v_mark.safe_seqs <> v_mark.start_seqs;
   v_has_gap boolean;
@@ -72,7 +81,7 @@ begin
     delete from durable.line_marks m where m.queue = p_queue;
     insert into durable.line_marks (queue, version, seen_seq, seen_xid, next_seq, next_at, moved_at, sweep_at)
     values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute')
-    on conflict do nothing;
+    on conflict on constraint line_marks_pkey do nothing;
     return;
   end if;
   if v_is_safe then
@@ -114,10 +123,11 @@ begin
   from swept s;
   v_has_gap := v_new.safe_seqs <> v_new.start_seqs;
   if v_sweeps then
-    -- The sweep may take a twentieth of the time at the most.
+    -- The sweep may take a twentieth of the time at the most. But when the clock was set forward meanwhile, it seems to have taken
+    -- longer than it did.
     v_done_at := durable._now();
-    v_new.sweep_at := v_done_at + greatest(20 * (v_done_at - p_now),
-      case when v_has_gap then interval '1 second' else interval '1 minute' end);
+    v_new.sweep_at := v_done_at + least(interval '10 minutes', greatest(20 * (v_done_at - p_now),
+      case when v_has_gap then interval '1 second' when p_queue = '' then interval '10 seconds' else interval '1 minute' end));
   elsif v_has_gap and not v_had_gap then
     v_new.sweep_at := least(v_mark.sweep_at, p_now + interval '1 second');
   end if;

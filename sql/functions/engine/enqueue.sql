@@ -23,6 +23,8 @@ declare
       'Leave it out for no timeout.']
     when (jsonb_typeof(tags) = 'object') is not true then array[
       format('workflow %L: tags must be a JSON object', workflow), 'For example ''{"tenant": "acme"}''.']
+    when pg_column_size(tags #> '{}'::text[]) > 16384 then array[
+      format('workflow %L: the tags have more than 16384 bytes', workflow), 'Put it into the input; tags are what you ask for workflows by.']
     end;
 begin
   if v_wrong is not null then
@@ -41,14 +43,20 @@ begin
   if inputs is null then
     perform durable._require(false, format('workflow %L: the array of inputs is NULL', workflow),
       'Pass one element for each workflow.');
+  elsif durable._length(inputs) = -1 or durable._length(keys) = -1 then
+    perform durable._require(false,
+      format('workflow %L: the arrays of inputs and keys must have one dimension, and indexes from 1', workflow),
+      'Pass flat arrays, for example array[...].');
   end if;
-  if pg_column_size(inputs) > max_bytes then
+  if pg_column_size(inputs) > durable._small_enough(max_bytes) then
     select i.n, pg_column_size(i.input) into v_n, v_size
-    from unnest(inputs) with ordinality as i(input, n) where pg_column_size(i.input) > max_bytes limit 1;
+    from unnest(inputs) with ordinality as i(input, n)
+    where pg_column_size(i.input) > durable._small_enough(max_bytes) and durable._is_too_large(i.input, max_bytes) limit 1;
   end if;
   if v_n is not null then
     perform durable._raise('WF006', format('workflow %L: input %s has %s bytes', workflow, v_n, v_size),
-      format('The limit is %s bytes of jsonb (setting max_payload_bytes). Nothing was enqueued.', max_bytes),
+      format('The limit is %s bytes of jsonb (setting max_payload_bytes), and %s of text. Nothing was enqueued.', max_bytes,
+        durable._max_text()),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
   if keys is null then
@@ -79,7 +87,7 @@ begin
     from unnest(keys, ids) with ordinality as i(key, id, n)
     where i.key is not null
     order by i.key, i.n
-    on conflict do nothing;
+    on conflict on constraint workflow_keys_pkey do nothing;
 
     select array_agg(case when i.key is null then i.id
                      -- In an old snapshot there may be two: that of now, and one that retention has removed since.

@@ -1,8 +1,9 @@
 -- The one way out of live_workflows. Moves rows to the history and returns the ids of those it moved. Without leases it
 -- takes whatever state a row is in; with them, only rows that the lease still owns. Parallel arrays; the row locks are
--- taken in the order of the ids.
+-- taken in the order of the ids. A row that another transaction has locked is waited for, or else stays: it is known by its
+-- xmax, because to lock it first would take a tenth longer. That misses locks of subtransactions, which are waited for.
 create function durable._finish(
-  workflow_ids uuid[], leases bigint[], status text, outputs jsonb[], errors jsonb[]
+  workflow_ids uuid[], leases bigint[], status text, outputs jsonb[], errors jsonb[], may_wait boolean default true
 )
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
@@ -13,15 +14,17 @@ declare
   v_parents uuid[];
   v_slots integer[];
   v_relieved integer[];
+  v_late uuid[] := durable._ensure_partitions(workflow_ids, may_wait);
 begin
-  perform durable._ensure_partitions(workflow_ids);
   with item as materialized (
     select i.* from unnest(workflow_ids, leases, outputs, errors) as i(workflow_id, lease, output, error)
+    where (i.workflow_id = any(v_late)) is not true
     order by i.workflow_id
   ), gone as (
     delete from durable.live_workflows l using item i
     where l.workflow_id = any(_finish.workflow_ids) and l.workflow_id = i.workflow_id
       and (_finish.leases is null or l.lease = i.lease)
+      and (may_wait or l.xmax <> all(array(select x::xid from pg_snapshot_xip(pg_current_snapshot()) as x)))
     returning l.*, i.output, i.error as final_error
   ), finished as (
     insert into durable.finished_workflows (workflow_id, parent_id, lease, created_at, started_at, completed_at, deadline, worker_id,
@@ -52,6 +55,10 @@ begin
     into v_finished, v_children, v_parents, v_slots, v_relieved
   from gone g;
   if v_children is not null then
+    -- At the commit they wake their parents.
+    if _finish.leases is not null then
+      perform durable._let_ring();
+    end if;
     insert into durable.ended_children (parent_id, first_id, slots)
     select c.parent_id, durable._child_id(c.child_id, 0), sum(c.slots)
     from unnest(v_parents, v_children, v_slots) as c(parent_id, child_id, slots) group by 1, 2;
@@ -67,22 +74,49 @@ begin
 end
 $$;
 
+-- Ends workflows whose rows this transaction has locked as failed, for one reason. One that cannot be stored stays, with a
+-- warning: a tick comes back to it.
+create function durable._fail_many_now(workflow_ids uuid[], error jsonb)
+returns void language plpgsql as $$
+declare
+  v_id uuid;
+begin
+  perform durable._finish(workflow_ids, null, 'failed', null, array_fill(error, array[cardinality(workflow_ids)]), false);
+exception when others then
+  if durable._is_passing(sqlstate) then
+    raise;
+  end if;
+  foreach v_id in array workflow_ids loop
+    begin
+      perform durable._finish(array[v_id], null, 'failed', null, array[error], false);
+    exception when others then
+      if durable._is_passing(sqlstate) then
+        raise;
+      end if;
+      raise warning 'workflow % cannot be ended as failed: %', v_id, sqlerrm;
+    end;
+  end loop;
+end
+$$;
+
 -- The core of every completion call. Returns a row only for the items that were not simply completed.
-create function durable._complete(workflow_ids uuid[], leases bigint[], outputs jsonb[])
+create function durable._complete(workflow_ids uuid[], leases bigint[], outputs jsonb[], may_wait boolean)
 returns table (item integer, outcome text) language plpgsql as $$
 declare
   v_limit bigint := durable._max_payload();
   v_too_large boolean[];
 begin
-  if pg_column_size(outputs) > v_limit then
-    v_too_large := array(select coalesce(pg_column_size(o) > v_limit, false) from unnest(outputs) as o);
+  if pg_column_size(outputs) > durable._small_enough(v_limit) then
+    v_too_large := array(
+      select coalesce(pg_column_size(o) > durable._small_enough(v_limit) and durable._is_too_large(o, v_limit), false)
+      from unnest(outputs) as o);
   end if;
   if (true = any (v_too_large)) is not true then
-    if cardinality(durable._finish(workflow_ids, leases, 'completed', outputs, null)) = cardinality(workflow_ids) then
+    if cardinality(durable._finish(workflow_ids, leases, 'completed', outputs, null, may_wait)) = cardinality(workflow_ids) then
       return;
     end if;
   else
-    perform durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null)
+    perform durable._finish(array_agg(i.workflow_id), array_agg(i.lease), 'completed', array_agg(i.output), null, may_wait)
     from unnest(workflow_ids, leases, outputs, v_too_large) as i(workflow_id, lease, output, too_large)
     where not i.too_large;
   end if;
@@ -102,17 +136,18 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, outputs',
-    cardinality(workflow_ids), cardinality(leases), cardinality(outputs));
+    durable._length(workflow_ids), durable._length(leases), durable._length(outputs));
   return query
   select i.n, coalesce(r.outcome, 'ok')
   from generate_series(1, cardinality(workflow_ids)) as i(n)
-  left join durable._complete(workflow_ids, leases, outputs) r on r.item = i.n
+  left join durable._complete(workflow_ids, leases, outputs, false) r on r.item = i.n
   order by i.n;
 end
 $$;
 comment on function durable.complete_many(uuid[], bigint[], jsonb[]) is
   'Completes many workflows in one statement. The arrays are parallel. Returns for each item, in order: ok (also when the same '
-  'lease had completed it before), or the code of its error (WF001, WF002, WF004, WF006); one bad item does not stop the '
+  'lease had completed it before), busy (another transaction holds the workflow, and nothing was changed: send the item again), or '
+  'the code of its error (WF001, WF002, WF004, WF006); one bad item does not stop the '
   'others. Errors of the whole call: WF005 for arrays of different lengths.';
 
 create function durable.complete(workflow_id uuid, lease bigint, output jsonb default null)
@@ -122,7 +157,7 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_outcome text;
 begin
-  select r.outcome into v_outcome from durable._complete(array[workflow_id], array[lease], array[output]) r;
+  select r.outcome into v_outcome from durable._complete(array[workflow_id], array[lease], array[output], true) r;
   if found then
     perform durable._raise_outcome(v_outcome, workflow_id, lease);
   end if;
@@ -142,19 +177,19 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('checkpoint_ids, checkpoint_leases, step_names, step_outputs, step_attempts, step_elapsed_ms',
-    cardinality(checkpoint_ids), cardinality(checkpoint_leases), cardinality(step_names), cardinality(step_outputs),
-    cardinality(step_attempts), cardinality(step_elapsed_ms));
+    durable._length(checkpoint_ids), durable._length(checkpoint_leases), durable._length(step_names), durable._length(step_outputs),
+    durable._length(step_attempts), durable._length(step_elapsed_ms));
   perform durable._check_lengths('complete_ids, complete_leases, outputs',
-    cardinality(complete_ids), cardinality(complete_leases), cardinality(outputs));
+    durable._length(complete_ids), durable._length(complete_leases), durable._length(outputs));
   if cardinality(checkpoint_ids) > 0 then
     return query
     select 'checkpoint', r.item, r.outcome, r.output, r.error
-    from durable._checkpoint(checkpoint_ids, checkpoint_leases, step_names, step_outputs, null, step_attempts, step_elapsed_ms) r;
+    from durable._checkpoint(checkpoint_ids, checkpoint_leases, step_names, step_outputs, null, step_attempts, step_elapsed_ms, false) r;
   end if;
   if cardinality(complete_ids) > 0 then
     return query
     select 'complete', r.item, r.outcome, null::jsonb, null::jsonb
-    from durable._complete(complete_ids, complete_leases, outputs) r;
+    from durable._complete(complete_ids, complete_leases, outputs, false) r;
   end if;
 end
 $$;

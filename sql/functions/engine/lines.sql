@@ -181,7 +181,7 @@ begin
   v_took := durable._now() - v_began_at;
   if v_took > interval '10 milliseconds' then
     delete from durable.line_sweeps;
-    insert into durable.line_sweeps (sweep_at) values (v_began_at + 20 * v_took);
+    insert into durable.line_sweeps (sweep_at) values (v_began_at + least(20 * v_took, interval '10 minutes'));
   end if;
   return v_added;
 end

@@ -6,7 +6,7 @@ begin
   if not pg_try_advisory_xact_lock(hashtext('durable.queues'), hashtext(_add_queue.queue) & 63) then
     return false;
   end if;
-  insert into durable.known_queues (queue) values (_add_queue.queue) on conflict do nothing;
+  insert into durable.known_queues (queue) values (_add_queue.queue) on conflict on constraint known_queues_pkey do nothing;
   return true;
 end
 $$;

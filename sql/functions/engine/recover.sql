@@ -6,7 +6,8 @@
 create function durable._relieve(worker_ids integer[])
 returns void language plpgsql as $$
 begin
-  perform pg_notify('durable_worker_' || w, '') from unnest(worker_ids) as w;
+  perform durable._let_ring();
+  perform durable._tell(worker_ids, '');
 end
 $$;
 
@@ -55,14 +56,13 @@ begin
       coalesce(array_agg(l.workflow_id) filter (where w.suspect_id is null), '{}'),
       array_agg(l.workflow_id) filter (where l.workflow_id = w.suspect_id and l.crashes >= v_max)
     into v_blamed, v_unclear, v_worn
-  from durable.live_workflows l join durable.workers w on w.worker_id = l.worker_id
+  from durable.live_workflows l join durable.workers w on w.worker_id = l.worker_id and not w.left_by_itself
   where l.workflow_id = any(v_ids);
   if cardinality(v_worn) > 0 then
     update durable.live_workflows l set crashes = l.crashes + 1 where l.workflow_id = any(v_worn);
-    perform durable._finish(v_worn, null, 'failed', null, array_fill(jsonb_build_object(
+    perform durable._fail_many_now(v_worn, jsonb_build_object(
       'code', 'WF009', 'type', 'RecoveryLimitExceeded',
-      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)),
-      array[cardinality(v_worn)]));
+      'message', format('gave up after %s crashes in a row: each time the worker that ran it died (setting max_crashes)', v_max + 1)));
   end if;
   perform pg_current_xact_id();
   with requeued as (
@@ -81,6 +81,57 @@ begin
 end
 $$;
 
+-- Declares those of these workers dead whose row nobody else holds, and has held lately.
+create function durable._bury(worker_ids integer[], at timestamptz, grace interval)
+returns void language plpgsql as $$
+declare
+  v_time interval := durable._lease() / 2;
+  -- Before the rows, so that of two recoveries the later one knows of the other.
+  v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.recover'));
+  v_kept integer[];
+  v_free integer[] := array(
+    select d.worker_id from durable.workers d
+    where d.worker_id = any(worker_ids) and d.died_at is null and (d.expires_at < at or d.lock_lost_at <= at - grace)
+    for update skip locked);
+begin
+  delete from durable.kept_workers k
+  where k.ctid = any(array(
+    select o.ctid from durable.kept_workers o where o.seen_at not between at - v_time and at for update skip locked));
+  -- Another recovery that is under way may be who holds it.
+  if v_is_alone then
+    insert into durable.kept_workers (worker_id, seen_at)
+    select d.worker_id, at from durable.workers d
+    where d.worker_id = any(worker_ids) and d.worker_id <> all(v_free) and d.died_at is null;
+  end if;
+  v_kept := array(select distinct k.worker_id from durable.kept_workers k);
+  update durable.workers w
+  set died_at = at, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
+  where w.worker_id = any(v_free) and (w.worker_id <> all(v_kept) or w.lock_lost_at <= at - grace);
+end
+$$;
+
+-- A clock that is set forward ends all leases at once, also those of workers that live. From a gap of 15 seconds in the ticks of a
+-- database that had some until then, nobody can tell whether that was it: workers whose lease ended in the gap get another one,
+-- once, in which they renew it if they live.
+create function durable._renew_overtaken(p_now timestamptz)
+returns void language plpgsql as $$
+declare
+  v_ticked_at timestamptz := (durable._newest_mark('')).moved_at;
+  v_lease interval := durable._lease();
+begin
+  if v_ticked_at < p_now - interval '15 seconds' then
+    update durable.workers w set expires_at = p_now + v_lease
+    where w.worker_id = any(array(
+      select o.worker_id from durable.workers o
+      where o.died_at is null and o.expires_at < p_now and o.expires_at > v_ticked_at
+        and o.heartbeat_at < v_ticked_at + interval '15 seconds'
+        -- No longer than a heartbeat makes it: it has not had another one.
+        and o.expires_at - o.heartbeat_at between v_lease and v_lease + interval '1 second'
+      for update skip locked));
+  end if;
+end
+$$;
+
 -- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
 create function durable._bury_workers()
 returns void language plpgsql as $$
@@ -89,14 +140,22 @@ declare
   -- Read once, for in a condition they would be read for each row.
   v_grace interval := durable._setting('session_grace')::interval;
   v_retention interval := durable._setting('dead_worker_retention')::interval;
+  v_restart_grace interval := durable._setting('restart_grace')::interval;
+  v_started timestamptz := pg_postmaster_start_time();
   v_free integer[];
+  v_ended integer[];
 begin
   if not exists (select from durable.crash_marks) then
     insert into durable.crash_marks (seen_at) values (v_now);
   end if;
-  -- Right after a start or a crash of Postgres all sessions are new, and their locks are still to be taken.
-  if greatest(pg_postmaster_start_time(), (select max(m.seen_at) from durable.crash_marks m))
-    < v_now - durable._setting('restart_grace')::interval then
+  if v_started > v_now then
+    -- The clock was set back since it started: then it counts from when this is noticed.
+    update durable.crash_marks m set seen_at = v_now, started_at = v_started where m.started_at is distinct from v_started;
+    v_started := null;
+  end if;
+  -- Right after a start or a crash of Postgres all sessions are new, their locks are still to be taken, and their leases to be
+  -- renewed.
+  if greatest(v_started, (select max(m.seen_at) from durable.crash_marks m)) <= v_now - v_restart_grace then
     -- As a difference of two sets, for "not exists" is planned to look for each worker among all locks.
     v_free := array(
       select w.worker_id::bigint from durable.workers w where w.died_at is null and w.session_lock
@@ -109,14 +168,16 @@ begin
     where w.worker_id = any(array(
       select o.worker_id from durable.workers o
       where o.died_at is null and (o.lock_lost_at is null) = (o.worker_id = any(v_free)) for update skip locked));
+
+    v_ended := array(
+      select d.worker_id from durable.workers d
+      where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
+    if cardinality(v_ended) > 0 then
+      perform durable._renew_overtaken(v_now);
+      perform durable._bury(v_ended, v_now, v_grace);
+    end if;
   end if;
 
-  update durable.workers w
-  set died_at = v_now, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
-  where w.worker_id = any(array(
-    select d.worker_id from durable.workers d
-    where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace)
-    limit 1000 for update skip locked));
   -- Not waiting for a claim of theirs that is still open; what it holds is deleted another time.
   delete from durable.idle_workers i
   where i.ctid = any(array(
@@ -131,6 +192,37 @@ begin
     where d.died_at < v_now - v_retention
       and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
     order by d.died_at limit 1000 for update of d skip locked));
+end
+$$;
+
+-- Ends the transactions of steps that dead workers left open. A host that is gone without a word, or a process that stands still,
+-- would keep its workflow locked for hours. Only when the session has been idle for a whole lease: one that still runs SQL is at
+-- work. And only while no living worker has the name: one that lost its session is back under another number, and its steps go on.
+create function durable._end_open_steps(worker_ids integer[])
+returns void language plpgsql as $$
+declare
+  v_silent_since timestamptz := durable._now() - durable._lease();
+  v_step record;
+begin
+  for v_step in
+    select k.pid, w.name from pg_locks k join durable.workers w on w.worker_id = k.objid::bigint
+    where k.locktype = 'advisory' and k.database = (select d.oid from pg_database d where d.datname = current_database())
+      and k.classid::bigint = durable._step_lock_class() and k.objsubid = 2
+      and w.worker_id = any(worker_ids) and w.died_at is not null and w.heartbeat_at < v_silent_since
+      and not exists (select from durable.workers a where a.name = w.name and a.died_at is null)
+      and exists (select from durable.live_workflows l where l.worker_id = w.worker_id)
+      -- A function, for the view would be joined by reading all sessions. Those of other roles have no state that may be read.
+      and exists (
+        select from pg_stat_get_activity(k.pid) a
+        where a.state in ('idle in transaction', 'idle in transaction (aborted)') and a.state_change < v_silent_since)
+  loop
+    begin
+      perform pg_terminate_backend(v_step.pid);
+    exception when insufficient_privilege then
+      raise warning 'worker %: it is dead, but process % may not be ended, where a step of it is still open', v_step.name, v_step.pid
+        using hint = 'Grant pg_signal_backend to the owner of the schema durable.';
+    end;
+  end loop;
 end
 $$;
 
@@ -155,8 +247,12 @@ begin
   v_done := durable._requeue(v_dead, max_workflows);
   if v_done = 0 then
     update durable.workers w set cleared_at = v_now
-    where w.worker_id = any(v_dead) and w.died_at < v_now - interval '1 minute' and w.cleared_at is null
-      and not exists (select from durable.live_workflows l where l.worker_id = w.worker_id);
+    where w.worker_id = any(array(
+      select d.worker_id from durable.workers d
+      where d.worker_id = any(v_dead) and d.died_at < v_now - interval '1 minute' and d.cleared_at is null
+        and not exists (select from durable.live_workflows l where l.worker_id = d.worker_id)
+      for update of d skip locked));
+    perform durable._end_open_steps(v_dead);
   end if;
   return v_done;
 end
@@ -166,11 +262,12 @@ create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
-  if not pg_try_advisory_xact_lock(hashtext('durable.recover')) then
-    return 0;
-  end if;
+  perform durable._let_ring();
   perform durable._bury_workers();
   return durable._requeue_of_dead(max_workflows);
 end
@@ -180,5 +277,5 @@ comment on function durable.recover(integer) is
   'in line; returns how many that were. A worker that held a suspect was killed by it: that one counts a crash, and is failed '
   '(WF009) beyond the setting max_crashes. Else each of them gets a suspicion, which a checkpoint clears, and with the second '
   'is a suspect. '
-  'Workers call it all the time; anyone may. When it is already under way elsewhere, it returns 0 at once. '
+  'Ticks call it all the time; anyone may. What another transaction holds is for the next call. '
   'Errors: WF005 when max_workflows is not positive.';

@@ -1,18 +1,19 @@
 -- The core of every checkpoint call. Returns a row only for the items that were not simply stored.
 create function durable._checkpoint(
   workflow_ids uuid[], leases bigint[], step_names text[], outputs jsonb[], errors jsonb[], attempts integer[],
-  elapsed_ms bigint[]
+  elapsed_ms bigint[], may_wait boolean default true
 )
 returns table (item integer, outcome text, output jsonb, error jsonb) language plpgsql as $$
 #variable_conflict use_column
 declare
+  v_late uuid[] := durable._ensure_partitions(workflow_ids, may_wait);
   v_limit bigint := durable._max_payload();
+  v_small bigint := durable._small_enough(v_limit);
   v_now timestamptz := durable._now();
   v_stored_ids uuid[];
   v_stored_names text[];
   v_suspected boolean;
 begin
-  perform durable._ensure_partitions(workflow_ids);
   -- No row lock on the workflow: if its lease is taken away at this moment, the next owner and this call are still
   -- ordered by the constraint on (workflow_id, step_name), where the later one waits and adopts.
   with held as materialized (
@@ -29,7 +30,9 @@ begin
     from held i
     where char_length(i.step_name) between 1 and 500
       and (i.elapsed_ms between 0 and 3000000000000) is not false and (i.attempt >= 1) is not false
-      and (pg_column_size(i.output) > v_limit) is not true and (pg_column_size(i.error) > v_limit) is not true
+      and (pg_column_size(i.output) > v_small and durable._is_too_large(i.output, v_limit)) is not true
+      and (pg_column_size(i.error) > v_small and durable._is_too_large(i.error, v_limit)) is not true
+      and (i.workflow_id = any(v_late)) is not true
     order by i.workflow_id, i.step_name
     on conflict do nothing
     returning workflow_id, step_name
@@ -62,9 +65,10 @@ begin
   select i.n::integer,
     case when (char_length(i.step_name) between 1 and 500) is not true or i.attempt < 1
         or i.elapsed_ms not between 0 and 3000000000000 then 'WF005'
-      when pg_column_size(i.output) > v_limit or pg_column_size(i.error) > v_limit then 'WF006'
+      when durable._is_too_large(i.output, v_limit) or durable._is_too_large(i.error, v_limit) then 'WF006'
       when not exists (select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.lease = i.lease)
         then durable._why_lost(i.workflow_id, i.lease)
+      when i.workflow_id = any(v_late) then 'busy'
       else 'exists' end,
     w.output, w.error
   from (select i.*, row_number() over (order by i.n) as place from item i) i
@@ -73,10 +77,21 @@ begin
 end
 $$;
 
+-- How many elements an array has; -1 for one that is not numbered from 1 in one dimension, so that an index means another element
+-- than its place.
+create function durable._length(elements anyarray)
+returns integer language sql immutable parallel safe as $$
+  select case when array_ndims(elements) > 1 or array_lower(elements, 1) <> 1 then -1 else cardinality(elements) end
+$$;
+
 -- Parallel arrays of one call have one length. Names are for the message.
 create function durable._check_lengths(names text, variadic lengths integer[])
 returns void language plpgsql as $$
 begin
+  if -1 = any (lengths) then
+    perform durable._raise('WF005', format('the arrays %s must have one dimension, and indexes from 1', names),
+      'Nothing was changed.', 'Pass flat arrays, for example array[...].');
+  end if;
   if (lengths[1] = all (lengths)) is not true then
     perform durable._raise('WF005', format('the arrays %s must have one length, not %s', names,
         (select string_agg(coalesce(l::text, 'NULL'), ', ') from unnest(lengths) as l)),
@@ -95,14 +110,15 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, step_names, outputs',
-    cardinality(workflow_ids), cardinality(leases), cardinality(step_names), cardinality(outputs));
-  perform durable._check_lengths('workflow_ids, errors, attempts, elapsed_ms', cardinality(workflow_ids),
-    coalesce(cardinality(errors), cardinality(workflow_ids)), coalesce(cardinality(attempts), cardinality(workflow_ids)),
-    coalesce(cardinality(checkpoint_many.elapsed_ms), cardinality(workflow_ids)));
+    durable._length(workflow_ids), durable._length(leases), durable._length(step_names), durable._length(outputs));
+  perform durable._check_lengths('workflow_ids, errors, attempts, elapsed_ms', durable._length(workflow_ids),
+    coalesce(durable._length(errors), durable._length(workflow_ids)), coalesce(durable._length(attempts), durable._length(workflow_ids)),
+    coalesce(durable._length(checkpoint_many.elapsed_ms), durable._length(workflow_ids)));
   return query
   select i.n, coalesce(r.outcome, 'ok'), r.output, r.error
   from generate_series(1, cardinality(workflow_ids)) as i(n)
-  left join durable._checkpoint(workflow_ids, leases, step_names, outputs, errors, attempts, checkpoint_many.elapsed_ms) r
+  left join durable._checkpoint(
+      workflow_ids, leases, step_names, outputs, errors, attempts, checkpoint_many.elapsed_ms, false) r
     on r.item = i.n
   order by i.n;
 end
@@ -110,7 +126,8 @@ $$;
 comment on function durable.checkpoint_many(uuid[], bigint[], text[], jsonb[], jsonb[], integer[], bigint[]) is
   'Stores the outcomes of many steps in one statement. The arrays are parallel; an element of errors that is not null makes '
   'that step an error. attempts and elapsed_ms (milliseconds) are for the record. Returns for each item, in order: ok (stored), '
-  'exists (another checkpoint of that step was first: output and error are the stored ones), or the code of its error '
+  'exists (another checkpoint of that step was first: output and error are the stored ones), busy (another transaction keeps it '
+  'from being stored, and nothing was changed: send the item again), or the code of its error '
   '(WF001, WF002, WF004, WF005, WF006); one bad item does not stop the others. Errors of the whole call: WF005 for arrays of '
   'different lengths.';
 
@@ -140,17 +157,20 @@ comment on function durable.checkpoint(uuid, bigint, text, jsonb) is
   'is harmless. Errors: WF001 workflow not found, WF002 lease lost, WF004 cancelled, WF005 step name not of 1 to 500 '
   'characters, WF006 output too large, WF007 the step is already stored as failed.';
 
--- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by.
+-- Holds the lease until the end of the transaction: whoever wants to take it away waits or passes by. Returns the worker.
 create function durable._hold_lease(workflow_id uuid, lease bigint, step_name text)
-returns void language plpgsql as $$
+returns integer language plpgsql as $$
+declare
+  v_worker_id integer;
 begin
-  perform from durable.live_workflows l
+  select l.worker_id into v_worker_id from durable.live_workflows l
   where l.workflow_id = _hold_lease.workflow_id and l.lease = _hold_lease.lease for share;
   if not found then
     perform durable._raise_outcome(durable._why_lost(workflow_id, lease), workflow_id, lease, step_name);
   end if;
   perform durable._require(char_length(step_name) between 1 and 500,
     format('workflow %s: a step name must have 1 to 500 characters', workflow_id), 'Shorten the name.');
+  return v_worker_id;
 end
 $$;
 
@@ -168,10 +188,20 @@ create function durable.begin_step(workflow_id uuid, lease bigint, step_name tex
 returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
+declare
+  v_worker_id integer;
 begin
-  perform durable._hold_lease(workflow_id, lease, step_name);
-  -- One at a time, also when a call is sent twice: the second one waits here, and finds the checkpoint of the first.
-  perform pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
+  -- A host that is gone without a word would keep the row locked for hours: Postgres has to notice within about the time of a lease.
+  -- Over a Unix socket it is 0. What is set to less stays.
+  if current_setting('tcp_keepalives_idle')::integer > 10 then
+    perform set_config('tcp_keepalives_idle', '10', true), set_config('tcp_keepalives_interval', '5', true),
+      set_config('tcp_keepalives_count', '3', true), set_config('tcp_user_timeout', '25000', true);
+  end if;
+  v_worker_id := durable._hold_lease(workflow_id, lease, step_name);
+  -- By the first one recovery finds this transaction when the worker is dead; nobody ever waits for it. Then one at a time, also when
+  -- a call is sent twice: the second one waits here, and finds the checkpoint of the first.
+  perform pg_advisory_xact_lock_shared(durable._step_lock_class(), v_worker_id),
+    pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
   perform durable._raise_done(workflow_id, step_name);
 end
 $$;
@@ -238,6 +268,9 @@ begin
       and initial between interval '0' and durable._longest() and max_delay between interval '0' and durable._longest(),
     format('workflow %s, step %L: the error or the retry policy is not valid', workflow_id, step_name),
     'attempt and max_attempts start at 1, backoff is 1 to 1000, initial and max_delay are 0 to 100 years, error is not null.');
+  if durable._is_too_large(error, durable._max_payload()) then
+    perform durable._raise_outcome('WF006', workflow_id, lease, step_name);
+  end if;
   perform durable._hold_lease(workflow_id, lease, step_name);
   v_now := durable._now();
   v_stored := (select o.status from durable._outcomes(array[workflow_id], array[step_name]) o);
@@ -277,7 +310,7 @@ comment on function durable.fail_step(uuid, bigint, text, jsonb, integer, intege
   'Errors: WF001, WF002, WF004, WF005, WF006.';
 
 create function durable._open_running_steps(running_steps jsonb)
-returns void language plpgsql as $$
+returns void language plpgsql set lock_timeout = '50ms' as $$
 declare
   v_now timestamptz := durable._now();
 begin

@@ -82,20 +82,39 @@ begin
 end
 $$;
 
+-- Makes the partitions of a day unless that would have to wait; null when it would.
+create function durable._try_to_provision(day date)
+returns integer language plpgsql set lock_timeout = '50ms' as $$
+begin
+  return durable._provision_partitions(day, day);
+exception when lock_not_available then
+  return null;
+end
+$$;
+
 -- Makes sure that rows of these workflows can be stored. In the usual case all are of one day, and it takes one look-up
--- in the catalogue's cache. Ids that are not live are passed over: a made-up one must not make a partition.
-create function durable._ensure_partitions(workflow_ids uuid[])
-returns void language plpgsql as $$
+-- in the catalogue's cache. Ids that are not live are passed over: a made-up one must not make a partition. Returns those for
+-- which that has to wait for another transaction, which it does only if it may; null for none.
+create function durable._ensure_partitions(workflow_ids uuid[], may_wait boolean)
+returns uuid[] language plpgsql as $$
 declare
   v_day date := durable._day_of(workflow_ids[1]);
+  v_late uuid[];
 begin
   if durable._partition_table('checkpoints', v_day) is not null
     and durable._first_id(durable._start_of(v_day)) <= all (workflow_ids)
     and durable._first_id(durable._start_of(v_day + 1)) > all (workflow_ids) then
-    return;
+    return null;
   end if;
-  perform durable._provision_partitions(d.day, d.day)
-  from (select distinct durable._day_of(l.workflow_id) as day
-        from durable.live_workflows l where l.workflow_id = any(workflow_ids)) d;
+  for v_day in
+    select distinct durable._day_of(l.workflow_id) from durable.live_workflows l where l.workflow_id = any(workflow_ids)
+  loop
+    if may_wait then
+      perform durable._provision_partitions(v_day, v_day);
+    elsif durable._try_to_provision(v_day) is null then
+      v_late := v_late || array(select i.id from unnest(workflow_ids) as i(id) where durable._day_of(i.id) = v_day);
+    end if;
+  end loop;
+  return v_late;
 end
 $$;

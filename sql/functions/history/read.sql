@@ -31,7 +31,9 @@ create view durable.workflow_steps as
   select o.workflow_id, o.step_name, 'running', o.attempt, null, o.error, o.error ->> 'message',
     o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
-  where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name);
+  where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
+    -- What is left of one that has ended is for a tick to delete.
+    and exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id);
 comment on view durable.workflow_steps is
   'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '
   'have been running for longer than a heartbeat. status is running (begun, or between two attempts), completed, or error (it '

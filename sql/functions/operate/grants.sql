@@ -7,15 +7,15 @@ returns setof regprocedure language sql stable as $$
     when 'client' then array['enqueue', 'enqueue_many', 'send', 'emit', 'cancel', 'pause', 'resume', 'retry', 'retry_many', 'fork',
       'fork_many', 'status', 'result', 'history', 'state', 'cron_next', 'version', 'build']
     when 'worker' then array['attach', 'begin_step', 'checkpoint', 'checkpoint_many', 'child_results', 'claim', 'complete',
-      'complete_many', 'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'heartbeat', 'idle', 'leave', 'publish',
+      'complete_many', 'continue_as_new', 'fail', 'fail_many', 'fail_step', 'flush', 'health', 'heartbeat', 'idle', 'leave', 'publish',
       'recheck_waits', 'reclaim', 'recover', 'release_many', 'request_approval', 'start_children', 'start_step', 'step_result', 'suspend',
       'tick', 'wait', 'wait_many', 'warn', 'version', 'build']
     when 'approver' then array['decide', 'version', 'build']
-    when 'observer' then array['child_results', 'cron_next', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
+    when 'observer' then array['child_results', 'cron_next', 'health', 'next_firings', 'status', 'result', 'history', 'state', 'step_result',
       'version', 'build']
     when 'admin' then array['backfill_schedule', 'build', 'cancel', 'configure', 'cron_next', 'disable_pg_cron',
-      'enable_pg_cron', 'fork', 'fork_many', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'resume',
-      'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
+      'enable_pg_cron', 'fork', 'fork_many', 'health', 'leave', 'next_firings', 'pause', 'pause_schedule', 'recover', 'repair_sequences',
+      'resume', 'resume_schedule', 'retain', 'retry', 'retry_many', 'schedule', 'tick', 'trigger_schedule', 'unschedule', 'version']
     -- Everyone reads the clock: readers of a view that tells whether a time has passed, and the command.
   end || array['_now', '_now_in_view'])
 $$;

@@ -107,10 +107,29 @@ begin
 end
 $$;
 
+-- Locks what a schedule has started and still runs, to be cancelled; false when another transaction holds some of it, and this one
+-- may not wait.
+create function durable._lock_running(p_schedule text, p_may_wait boolean)
+returns boolean language plpgsql as $$
+declare
+  v_id uuid;
+begin
+  for v_id in
+    select f.workflow_id from durable.schedule_firings f
+    where f.schedule = p_schedule and f.open and f.backfill_id is null order by f.workflow_id
+  loop
+    if durable._lock_family(v_id, p_may_wait) is null then
+      return false;
+    end if;
+  end loop;
+  return true;
+end
+$$;
+
 -- Decides on the due times up to p_now of the given schedules, whose rows are locked. At most a hundred of each: the
--- rest is left for the next call, or, when it was missed anyway, kept as one row. Returns how many workflows were
--- started.
-create function durable._fire(p_names text[], p_now timestamptz, p_max integer)
+-- rest is left for the next call, or, when it was missed anyway, kept as one row. So is one that would have to wait for another
+-- transaction, when it may not. Returns how many workflows were started.
+create function durable._fire(p_names text[], p_now timestamptz, p_max integer, p_may_wait boolean)
 returns integer language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -158,6 +177,7 @@ begin
     v_busy := v_schedule.overlap <> 'allow' and (v_waiting > 0 or exists (
       select from durable.schedule_firings f where f.schedule = v_schedule.name and f.open and f.backfill_id is null
         and exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id)));
+    continue when v_busy and v_schedule.overlap = 'cancel' and not durable._lock_running(v_schedule.name, p_may_wait);
     v_next := durable._cron_next(v_cron, v_due, v_schedule.timezone, v_anchor);
     v_last := v_due;
     if v_next <= p_now and (v_schedule.catchup_mode = 'last' or v_schedule.overlap = 'cancel') then
@@ -172,7 +192,10 @@ begin
     while v_due <= p_now and v_count < 100 loop
       v_outcome := 'fired';
       v_reason := null;
-      if v_due < v_missed_before then
+      if exists (select from durable.schedule_firings f where f.schedule = v_schedule.name and f.due_at = v_due) then
+        -- A clock that was set back lets times fall due that have been handled.
+        v_outcome := 'handled';
+      elsif v_due < v_missed_before then
         v_outcome := 'missed';
         v_reason := case
           when v_schedule.paused_at is not null then 'the schedule was paused'
@@ -234,12 +257,10 @@ begin
     end loop;
   end if;
 
-  -- A clock that was set back lets times fall due that have been handled.
   select coalesce(array_agg(f.schedule order by f.n), '{}'), coalesce(array_agg(f.due_at order by f.n), '{}')
     into v_start_names, v_start_dues
   from unnest(v_names, v_dues, v_outcomes) with ordinality as f(schedule, due_at, outcome, n)
-  where f.outcome = 'fired'
-    and not exists (select from durable.schedule_firings o where o.schedule = f.schedule and o.due_at = f.due_at);
+  where f.outcome = 'fired';
   insert into durable.schedule_firings (schedule, due_at, outcome, open, watched, handled_at, workflow_id)
   select s.name, f.due_at, 'fired', s.overlap <> 'allow' or s.pause_on_failure, s.pause_on_failure, p_now, f.id
   from unnest(v_start_names, v_start_dues, durable._start_firings(v_start_names, v_start_dues))
@@ -248,8 +269,8 @@ begin
   insert into durable.schedule_firings (schedule, due_at, outcome, handled_at, missed_until, reason)
   select f.schedule, f.due_at, f.outcome, p_now, f.missed_until, f.reason
   from unnest(v_names, v_dues, v_outcomes, v_untils, v_reasons) as f(schedule, due_at, outcome, missed_until, reason)
-  where f.outcome <> 'fired'
-  on conflict do nothing;
+  where f.outcome not in ('fired', 'handled')
+  on conflict on constraint schedule_firings_pkey do nothing;
   update durable.schedules s
   set next_at = d.next_at, firings = d.firings, waiting = d.waiting
   from unnest(v_done, v_nexts, v_firings_now, v_waiting_now) as d(name, next_at, firings, waiting)
@@ -257,10 +278,6 @@ begin
   return cardinality(v_start_names);
 end
 $$;
-
--- What is no fault of a schedule: deadlocks, lock timeouts, a full disk, a server that shuts down.
-create function durable._is_passing(code text)
-returns boolean language sql immutable as $$ select left(code, 2) in ('40', '53', '55', '57', '58') $$;
 
 create function durable._fire_due(p_max integer)
 returns integer language plpgsql as $$
@@ -279,7 +296,7 @@ begin
     select s.name from durable.schedules s where s.next_at <= v_now
     order by s.next_at limit p_max for update skip locked);
   begin
-    return durable._fire(v_names, v_now, p_max);
+    return durable._fire(v_names, v_now, p_max, false);
   exception when others then
     if durable._is_passing(sqlstate) then
       raise;
@@ -288,7 +305,7 @@ begin
   -- One of them cannot fire. One by one now, so that it does not stop the others.
   foreach v_name in array v_names loop
     begin
-      v_fired := v_fired + durable._fire(array[v_name], v_now, p_max);
+      v_fired := v_fired + durable._fire(array[v_name], v_now, p_max, false);
     exception when others then
       if durable._is_passing(sqlstate) then
         raise;
@@ -319,7 +336,7 @@ begin
   end;
   insert into durable.schedule_firings (schedule, due_at, outcome, handled_at, reason)
   values (p_name, v_schedule.next_at, 'failed', p_now, p_error)
-  on conflict do nothing;
+  on conflict on constraint schedule_firings_pkey do nothing;
   update durable.schedules s set next_at = v_next, error = v_broken where s.name = p_name;
 end
 $$;
@@ -499,16 +516,19 @@ declare
 begin
   with forgotten as (
     delete from durable.schedule_firings f
-    where (f.schedule, f.due_at) in (
-      select o.schedule, o.due_at from durable.schedule_firings o
+    where f.ctid = any(array(
+      select o.ctid from durable.schedule_firings o
       where o.handled_at < v_before and o.outcome <> 'queued' and not o.watched
-      order by o.handled_at limit p_max)
+      order by o.handled_at limit p_max for update skip locked))
     returning f.backfill_id
   )
   select count(*), array_agg(distinct f.backfill_id) filter (where f.backfill_id is not null)
     into v_forgotten, v_backfill_ids from forgotten f;
   if v_backfill_ids is not null then
-    delete from durable.schedule_backfills b where b.backfill_id = any(v_backfill_ids) and b.ended_at < v_before;
+    delete from durable.schedule_backfills b
+    where b.backfill_id = any(array(
+      select o.backfill_id from durable.schedule_backfills o
+      where o.backfill_id = any(v_backfill_ids) and o.ended_at < v_before for update skip locked));
   end if;
   return v_forgotten::integer;
 end
@@ -529,7 +549,7 @@ begin
   v_now := durable._now();
   if v_schedule.next_at <= v_now then
     begin
-      perform durable._fire(array[p_name], v_now, 1000);
+      perform durable._fire(array[p_name], v_now, 1000, true);
     exception when others then
       if durable._is_passing(sqlstate) then
         raise;
@@ -601,7 +621,7 @@ begin
     schedule.catchup, schedule.catchup_mode, schedule.jitter, schedule.starts_at, schedule.ends_at,
     schedule.max_firings, schedule.pause_on_failure, schedule.priority, schedule.max_attempts, schedule.timeout,
     schedule.tags, schedule.input)
-  on conflict do nothing;
+  on conflict on constraint schedules_pkey do nothing;
   if found then
     select * into v_new from durable.schedules s where s.name = schedule.name;
     v_new.next_at := durable._next_due(v_new, durable._now());

@@ -44,8 +44,8 @@ begin
   if v_late.ids is null then
     return 0;
   end if;
-  perform durable._finish(v_late.ids, null, 'failed', null, array_fill(v_error, array[cardinality(v_late.ids)]));
-  perform pg_notify('durable_worker_' || w, 'cancel') from (select distinct unnest(v_late.worker_ids) as w) d where w is not null;
+  perform durable._fail_many_now(v_late.ids, v_error);
+  perform durable._tell(v_late.worker_ids, 'cancel');
   return cardinality(v_late.ids);
 end
 $$;
@@ -72,36 +72,127 @@ begin
     v_wait := v_wait + v_period;
   end if;
   return ceil(1000 * case when v_wait > v_longest then v_longest * (0.75 + random() / 4) else v_wait end)::integer;
+exception when lock_not_available then
+  return (1000 * v_slot)::integer;
+end
+$$;
+
+-- Whether no tick has ended for a second: the one that is under way takes long, or its transaction stays open.
+create function durable._is_tick_late(at timestamptz)
+returns boolean language plpgsql stable as $$
+begin
+  return ((select m.looked_at from durable.wake_marks m) between at - interval '1 second' and at) is not true;
+exception when lock_not_available then
+  return false;
+end
+$$;
+
+-- Keeps a list of the parts of the tick that fail, or that somebody's lock keeps from their work, for durable.health(). p_troubles
+-- is {part: {"code", "error"}}, p_parts are those that were tried.
+create function durable._note_troubles(p_troubles jsonb, p_parts text[], p_at timestamptz)
+returns void language plpgsql as $$
+begin
+  if p_troubles = '{}' and not exists (select from durable.tick_troubles) then
+    return;
+  end if;
+  delete from durable.tick_troubles t
+  where t.ctid = any(array(
+    select o.ctid from durable.tick_troubles o where o.part = any(p_parts) and not p_troubles ? o.part for update skip locked));
+  update durable.tick_troubles t
+  set last_at = p_at, code = p_troubles #>> array[t.part, 'code'], error = p_troubles #>> array[t.part, 'error']
+  where t.ctid = any(array(
+    select o.ctid from durable.tick_troubles o where p_troubles ? o.part for update skip locked));
+  insert into durable.tick_troubles (part, since, last_at, code, error)
+  select e.key, p_at, p_at, e.value ->> 'code', e.value ->> 'error'
+  from jsonb_each(p_troubles) as e
+  where not exists (select from durable.tick_troubles t where t.part = e.key);
+exception when lock_not_available then
+  null;
+end
+$$;
+
+-- When recovery could not look, neither could workers renew their leases: they get time, as after a restart.
+create function durable._give_workers_time(p_at timestamptz)
+returns void language plpgsql as $$
+begin
+  update durable.crash_marks m set seen_at = p_at;
+exception when lock_not_available then
+  null;
+end
+$$;
+
+-- What a tick does last: lets claims know how far it has come, and tells when the next one is due. p_at is null when the marks must
+-- not move.
+create function durable._end_tick(
+  p_worker text, p_begin timestamptz, p_at timestamptz, p_timers integer, p_fired boolean, p_at_once boolean, p_again boolean
+)
+returns jsonb language plpgsql as $$
+declare
+  v_soon constant timestamptz := p_begin + interval '10 seconds';
+  v_grace constant interval := durable._setting('session_grace')::interval;
+  v_end timestamptz;
+  v_next timestamptz;
+begin
+  if p_at is not null and pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext('')) then
+    perform durable._move_timers(p_at, p_timers);
+  end if;
+  v_end := durable._now();
+  -- What was due and is still there, others hold: that is for the next turn. Of a schedule that has fired there may be more.
+  v_next := case
+    when p_at_once or p_fired and exists (select from durable.schedules s where s.next_at <= p_begin) then v_end else least(
+    -- Soon, but nine tenths of the time are for others.
+    case when p_again then v_end + 9 * (v_end - p_begin) end,
+    durable._timer_time(durable._first_timer(0, greatest(durable._timers_after(0), p_begin), v_soon)),
+    durable._timer_time(durable._first_timer(1, greatest(durable._timers_after(1), p_begin), v_soon)),
+    (select min(s.next_at) from durable.schedules s where s.next_at > p_begin and s.next_at <= v_soon),
+    (select min(w.lock_lost_at) + v_grace from durable.workers w
+     where w.died_at is null and w.lock_lost_at > p_begin - v_grace)) end;
+  return jsonb_build_object(
+    'next_in_ms', case when v_next is not null then greatest(0, ceil(extract(epoch from v_next - v_end) * 1000)::bigint) end,
+    'turn_in_ms', durable._next_turn(p_worker));
+exception when lock_not_available then
+  return jsonb_build_object('next_in_ms', null, 'turn_in_ms', 500);
 end
 $$;
 
 create function durable.tick(max_workflows integer default 1000, worker text default null)
 returns jsonb language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+-- What others hold it leaves for the next one.
+set lock_timeout = '50ms' as $$
 declare
+  v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.tick'));
   v_report jsonb := jsonb_build_object();
+  v_troubles jsonb := jsonb_build_object();
+  v_passed_over text[] := array[]::text[];
+  v_tried text[] := array[]::text[];
   v_part text;
   v_done integer;
   v_timers integer := 0;
   v_again boolean := false;
-  v_next timestamptz;
+  v_at_once boolean := false;
   v_begin constant timestamptz := durable._now();
   v_today constant date := (v_begin at time zone 'UTC')::date;
-  v_soon constant timestamptz := v_begin + interval '10 seconds';
-  v_end timestamptz;
-  v_at timestamptz := case when pg_current_xact_id_if_assigned() is null then v_begin end;
+  v_at timestamptz := case when v_is_alone and pg_current_xact_id_if_assigned() is null then v_begin end;
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
-  if not pg_try_advisory_xact_lock(hashtext('durable.tick')) then
+  -- The lock saves double work, and nothing depends on it: one whose transaction stays open must not stop all others.
+  if not v_is_alone and not durable._is_tick_late(v_begin) then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
-  foreach v_part in array array['dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
-    'backfilled', 'firings_forgotten', 'partitions', 'lines', 'registered', 'expired', 'forgotten', 'aged']
+  perform durable._let_ring();
+  foreach v_part in array array['set_back', 'dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
+    'backfilled', 'rung', 'firings_forgotten', 'partitions', 'lines', 'registered', 'expired', 'forgotten', 'aged']
   loop
+    v_tried := v_tried || v_part;
     -- One part that fails does not stop the others.
     begin
       v_done := case v_part
+        when 'set_back' then durable._set_back(v_begin)
         when 'dropped' then durable._drop_history()
         when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
@@ -111,6 +202,7 @@ begin
         when 'released' then durable._release_queued(max_workflows)
         when 'fired' then durable._fire_due(max_workflows)
         when 'backfilled' then durable._run_backfills(max_workflows)
+        when 'rung' then durable._ring_again()
         when 'firings_forgotten' then durable._forget_firings(max_workflows)
         when 'partitions' then durable._provision_partitions(v_today, v_today + 2)
         when 'lines' then durable._tidy_lines(max_workflows, v_at)
@@ -126,6 +218,8 @@ begin
         when 'expired' then v_done >= max_workflows / 10.0
         when 'signalled' then v_done >= max_workflows
         else false end;
+      v_at_once := v_at_once
+        or v_part in ('woken', 'timed_out', 'released', 'fired', 'backfilled') and v_done >= max_workflows;
       v_report := v_report || jsonb_build_object(v_part, coalesce(v_done, 0));
       if v_part in ('woken', 'timed_out') then
         v_timers := v_timers + v_done;
@@ -135,38 +229,35 @@ begin
         v_at := null;
         exit;
       end if;
-    exception when others then
-      v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+    exception
+      -- Somebody holds what it needs, or changed it at the same time.
+      when lock_not_available or serialization_failure or deadlock_detected then
+        v_passed_over := v_passed_over || v_part;
+        v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+      when others then
+        v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+        v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
   end loop;
-
-  if v_at is not null then
-    perform durable._move_timers(v_at, v_timers);
+  if 'recovered' = any(v_passed_over) then
+    perform durable._give_workers_time(v_begin);
   end if;
-
-  v_end := durable._now();
-  v_next := least(
-    -- Soon, but nine tenths of the time are for others.
-    case when v_again then v_end + 9 * (v_end - v_begin) end,
-    durable._timer_time(durable._first_timer(0, durable._timers_after(0), v_soon)),
-    durable._timer_time(durable._first_timer(1, durable._timers_after(1), v_soon)),
-    (select min(s.next_at) from durable.schedules s where s.next_at <= v_soon),
-    (select min(w.lock_lost_at) + durable._setting('session_grace')::interval from durable.workers w
-     where w.died_at is null));
-  return v_report || jsonb_build_object(
-    'next_in_ms', case when v_next is not null then
-      greatest(0, ceil(extract(epoch from v_next - v_end) * 1000)::bigint) end,
-    'turn_in_ms', durable._next_turn(worker))
+  perform durable._note_troubles(v_troubles, v_tried, v_begin);
+  if cardinality(v_passed_over) > 0 then
+    v_report := v_report || jsonb_build_object('passed_over', to_jsonb(v_passed_over));
+  end if;
+  return v_report || durable._end_tick(worker, v_begin, v_at, v_timers, v_report ->> 'fired' <> '0', v_at_once, v_again)
     || case when durable._sees_commits() then '{}' else jsonb_build_object('isolation', current_setting('transaction_isolation')) end;
 end
 $$;
 comment on function durable.tick(integer, text) is
-  'Does what time demands: recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
-  'enforces timeouts, fires schedules, makes partitions ahead, removes lines of queues that nothing stands in and registers those that are missing, removes history, events and mail '
+  'Does what time demands: notices that the clock was set back (set_back is then 1), recovers what dead workers held, starts what is due, wakes what a message or an event missed, '
+  'enforces timeouts, fires schedules, rings for what is ready while workers are idle, makes partitions ahead, removes lines of queues that nothing stands in and registers those that are missing, removes history, events and mail '
   'that are past their time. Each part does at most max_workflows per call, or deletes what belonged to twice as many workflows that are gone; of history it drops at most one partition, and then does nothing else. Returns a JSON object with '
-  'the count of each part, or its error; next_in_ms, the milliseconds until something is due (null for nothing within 10 '
-  'seconds); and turn_in_ms, when the worker of that name should call again: '
-  'all workers together call it about twice a second. Anyone may call it; when it is under way elsewhere it returns '
-  '{"busy": true} at once. In a transaction that is repeatable read or serializable it drops no history, and the report says so: '
-  'isolation. '
+  'the count of each part, or its error; passed_over, the parts that another transaction kept from their work, if any; next_in_ms, '
+  'the milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
+  'all workers together call it about twice a second. It waits for nobody: what another transaction holds is for the next call. '
+  'Anyone may call it; when it is under way elsewhere it returns '
+  '{"busy": true} at once, unless none has ended for a second. In a transaction that is repeatable read or serializable '
+  'it drops no history, and the report says so: isolation. '
   'Errors: WF005 when max_workflows is not positive.';

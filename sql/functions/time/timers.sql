@@ -20,13 +20,14 @@ begin
 end
 $$;
 
--- Where to begin.
+-- Where to begin. Three seconds earlier than the mark says: when the clock was set back by less than passes between two ticks, no
+-- tick sees that, and what was set meanwhile is due before the mark.
 create function durable._timers_after(p_timer bigint)
 returns timestamptz language plpgsql stable as $$
 begin
   return coalesce((
     -- A stretch of five seconds that may still get rows is read each time.
-    select durable._timer_time(durable._start_in(m.safe_seqs[t.n], m.start_seqs[t.n], 5000000))
+    select durable._timer_time(durable._start_in(m.safe_seqs[t.n], m.start_seqs[t.n], 5000000) - 3000000)
     from durable._newest_mark('') m, array_position(m.line_ids, p_timer) as t(n) where t.n is not null), '-infinity');
 end
 $$;

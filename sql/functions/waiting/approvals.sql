@@ -163,7 +163,6 @@ begin
   if durable._sees_commits() and exists (
       select from durable.waits w
       where w.workflow_id = new.workflow_id and w.kind = 'approval' and w.subject = new.step_name) then
-    perform durable._take_turn_to_ring();
     perform durable._wake(array[new.workflow_id]);
   end if;
   return null;

@@ -66,12 +66,21 @@ declare
   v_last uuid := durable._child_id(first_id);
   v_started integer := durable._children_started(first_id, parent_id);
   v_all record;
+  v_has_outputs boolean;
+  v_letters integer;
   v_gone uuid[] := array[]::uuid[];
 begin
   select count(*) as count, sum(pg_column_size(f.output)) as output_size, sum(pg_column_size(f.error)) as error_size
     into v_all
   from durable.finished_workflows f
   where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last;
+  -- The sizes of columns are those of their compressed form: what is small by that may be large.
+  v_has_outputs := case when v_all.output_size > v_most then false else (
+    select (sum(octet_length(f.output::text)) > 10 * v_most) is not true from durable.finished_workflows f
+    where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last) end;
+  v_letters := case when v_all.error_size > v_most then greatest(10, least(200, 20000000 / v_all.count))::integer else (
+    select case when sum(octet_length(f.error::text)) > 10 * v_most then 200 end from durable.finished_workflows f
+    where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last) end;
   if v_all.count < v_started then
     v_gone := array(
       select durable._child_id(_children_value.first_id, g.place) from generate_series(0, v_started - 1) as g(place)
@@ -82,8 +91,9 @@ begin
   return jsonb_build_object('first', first_id, 'children', coalesce(v_started, v_all.count), 'failed', (
       select coalesce(jsonb_object_agg(durable._child_place(n.id), jsonb_build_object('status', n.status, 'error', n.error)), '{}')
       from (
-        select f.workflow_id as id, f.status, case when v_all.error_size <= v_most then f.error else jsonb_build_object(
-          'type', f.error -> 'type', 'code', f.error -> 'code', 'message', left(f.error ->> 'message', 200)) end as error
+        select f.workflow_id as id, f.status, case when v_letters is null then f.error else jsonb_build_object(
+          'type', left(f.error ->> 'type', v_letters), 'code', left(f.error ->> 'code', v_letters),
+          'message', left(coalesce(f.error ->> 'message', f.error::text), v_letters)) end as error
         from durable.finished_workflows f
         where f.workflow_id >= _children_value.first_id and f.workflow_id <= v_last and f.status <> 'completed'
         union all
@@ -92,7 +102,7 @@ begin
           'detail', 'This child ended, and has left the history since: nobody knows how.',
           'hint', 'Enqueue the parent anew, or keep the history of its children for longer: see durable.retain().')
         from unnest(v_gone) as g(id)) n))
-    || case when v_all.output_size > v_most then '{}' else jsonb_build_object('outputs', (
+    || case when not v_has_outputs then '{}' else jsonb_build_object('outputs', (
       select jsonb_agg(o.output order by o.id)
       from (
         select f.workflow_id as id, f.output from durable.finished_workflows f
@@ -144,6 +154,7 @@ begin
     perform durable._raise_outcome(v_stored.outcome, workflow_id, lease, step_name);
   end if;
 
+  perform durable._let_ring();
   perform pg_current_xact_id();
   v_line_id := durable._line_id(v_queue, v_priority, workflow);
   v_now := durable._now();
@@ -279,8 +290,6 @@ begin
     or exists (select from durable.ended_children e where e.xid = new.xid and e.seq > new.seq) then
     return null;
   end if;
-  -- A worker that ends children is often out of work at that moment.
-  perform durable._take_turn_to_ring();
   select array_agg(e.seq), array_agg(distinct e.parent_id), sum(e.slots) into v_seqs, v_parents, v_slots
   from durable.ended_children e where e.xid = new.xid;
   if v_slots > 0 then
@@ -298,8 +307,9 @@ end
 $$;
 
 -- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a
--- transaction starts while this one waits for its row is found in the next round.
-create function durable._lock_family(workflow_id uuid)
+-- transaction starts while this one waits for its row is found in the next round. Null when one of them is locked by another
+-- transaction, and this one may not wait.
+create function durable._lock_family(workflow_id uuid, may_wait boolean default true)
 returns uuid[] language plpgsql as $$
 declare
   v_ids uuid[];
@@ -307,6 +317,11 @@ declare
   v_level uuid[];
 begin
   loop
+    if not may_wait and exists (
+        select from durable.live_workflows l where l.workflow_id = any(v_found) and l.workflow_id <> all(array(
+          select o.workflow_id from durable.live_workflows o where o.workflow_id = any(v_found) for update skip locked))) then
+      return null;
+    end if;
     v_ids := array(
       select l.workflow_id from durable.live_workflows l where l.workflow_id = any(v_found)
       order by l.workflow_id for update);

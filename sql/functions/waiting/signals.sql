@@ -36,7 +36,6 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 begin
   if durable._sees_commits() and exists (
       select from durable.waits w where w.workflow_id = new.workflow_id and w.kind = 'message' and w.subject = new.topic) then
-    perform durable._take_turn_to_ring();
     perform durable._wake(array[new.workflow_id]);
   end if;
   return null;
@@ -49,7 +48,6 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 begin
   if durable._sees_commits() and exists (
       select from durable.waits w where w.kind = 'event' and w.subject = new.event) then
-    perform durable._take_turn_to_ring();
     -- More than that are for the ticks.
     perform durable._wake(array(
       select w.workflow_id from durable.waits w where w.kind = 'event' and w.subject = new.event limit 10000));
@@ -99,6 +97,24 @@ begin
 end
 $$;
 
+-- Notes what a tick has seen, and when it looked: at least every five seconds. Another tick may be about to do the same, in a
+-- transaction that stays open; then the next one sees all of it again.
+create function durable._mark_tick(p_seen pg_snapshot, p_at timestamptz)
+returns void language plpgsql as $$
+declare
+  v_mark durable.wake_marks := (select m from durable.wake_marks m);
+begin
+  if v_mark.only_one is null then
+    if pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
+      insert into durable.wake_marks (seen, looked_at) values (p_seen, p_at) on conflict do nothing;
+    end if;
+  elsif v_mark.seen::text is distinct from p_seen::text or v_mark.looked_at not between p_at - interval '5 seconds' and p_at then
+    update durable.wake_marks m set seen = p_seen, looked_at = p_at
+    where m.ctid = any(array(select o.ctid from durable.wake_marks o for update skip locked));
+  end if;
+end
+$$;
+
 -- Looks at the waits and the facts that this tick sees and the last one did not.
 create function durable._wake_missed(max_workflows integer)
 returns integer language plpgsql as $$
@@ -118,9 +134,15 @@ declare
   v_ids uuid[];
   v_late uuid[];
   v_woken uuid[];
+  v_at timestamptz := durable._now();
 begin
+  -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
+  if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
+    perform durable.repair_sequences();
+  end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
+    perform durable._mark_tick(v_last, v_at);
     return 0;
   end if;
   v_receivers := array(
@@ -137,7 +159,7 @@ begin
     union all
     select r.workflow_id from durable.approval_requests r where r.xid = any(v_running) and r.xid < v_from);
   select array_agg(e.xid), array_agg(e.seq), array_agg(distinct e.parent_id) into v_ended_xids, v_ended_seqs, v_parents
-  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows) e;
+  from (select * from durable.ended_children c order by c.xid, c.seq limit 10 * max_workflows for update skip locked) e;
   -- Arrays and no joins, which might be made by reading all waits.
   v_ids := array(
     select w.workflow_id from durable.waits w
@@ -162,11 +184,13 @@ begin
 
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
-  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
-  on conflict do nothing;
+  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken || v_late);
   delete from durable.late_wakes i
-  where i.workflow_id = any(v_late) and (i.workflow_id = any(v_woken) or not exists (
-    select from durable.live_workflows l where l.workflow_id = i.workflow_id and l.status = 'waiting'));
+  where i.ctid = any(array(
+    select o.ctid from durable.late_wakes o
+    where o.workflow_id = any(v_late) and (o.workflow_id = any(v_woken) or not exists (
+      select from durable.live_workflows l where l.workflow_id = o.workflow_id and l.status = 'waiting'))
+    for update skip locked));
 
   if v_ended_seqs is not null then
     perform durable._let_in(v_ended_xids, v_ended_seqs);
@@ -174,8 +198,7 @@ begin
   if cardinality(v_ids) < max_workflows then
     -- What is left to be let in stays for the next tick.
     delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
-    insert into durable.wake_marks as m (seen) values (v_now)
-    on conflict on constraint wake_marks_pkey do update set seen = excluded.seen;
+    perform durable._mark_tick(v_now, v_at);
   end if;
   return cardinality(v_woken);
 end
@@ -238,12 +261,14 @@ $$;
 
 create function durable._check_payload(what text, payload jsonb)
 returns void language plpgsql as $$
+declare
+  -- It is stored once more as the output of the step that waits for it, with a little around it; and jsonb holds 256 MB.
+  v_limit bigint := least(durable._max_payload(), 268435455) - 100;
 begin
-  -- It is stored once more as the output of the step that waits for it, with a little around it.
-  if pg_column_size(payload) > durable._max_payload() - 100 then
-    perform durable._raise('WF006', format('%s has %s bytes', what, pg_column_size(payload)),
-      format('The limit is %s bytes of jsonb (100 less than the setting max_payload_bytes). Nothing was stored.',
-        durable._max_payload() - 100),
+  if durable._is_too_large(payload, v_limit) then
+    perform durable._raise('WF006', format('%s has %s bytes', what, pg_column_size(payload #> '{}'::text[])),
+      format('The limit is %s bytes of jsonb (100 less than the setting max_payload_bytes), and %s of text. Nothing was stored.',
+        v_limit, durable._max_text()),
       'Store the data elsewhere and pass a reference, or raise the limit with durable.configure().');
   end if;
 end
@@ -252,7 +277,7 @@ $$;
 create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
 returns boolean language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
-#variable_conflict use_variable
+#variable_conflict use_column
 declare
   v_last uuid;
 begin
@@ -276,7 +301,8 @@ begin
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
   values (workflow_id, topic, key, payload, durable._now())
-  on conflict do nothing;
+  -- Of the key alone: a message whose number is taken must not get lost, see durable.repair_sequences().
+  on conflict (workflow_id, key) where key is not null do nothing;
   return found;
 end
 $$;

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 begin
   perform durable._require(char_length(publish.key) between 1 and 200,
     format('workflow %s: the key of a published value must have 1 to 200 characters', publish.workflow_id), 'Shorten the key.');
-  if pg_column_size(publish.value) > durable._max_payload() then
+  if durable._is_too_large(publish.value, durable._max_payload()) then
     perform durable._raise_outcome('WF006', publish.workflow_id, publish.lease);
   end if;
   insert into durable.workflow_state as s (workflow_id, lease, published_at, key, value)
@@ -46,7 +46,7 @@ returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 begin
-  update durable.live_workflows l set warning = warn.warning
+  update durable.live_workflows l set warning = left(warn.warning, 10000)
   where l.workflow_id = warn.workflow_id and l.lease = warn.lease;
   if not found then
     perform durable._raise_outcome(durable._why_lost(workflow_id, lease), workflow_id, lease);

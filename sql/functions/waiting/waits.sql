@@ -12,6 +12,9 @@ declare
 begin
   if jsonb_typeof(conditions) <> 'array' then
     return null;
+  elsif jsonb_array_length(conditions) > 10000 then
+    -- Each is put behind those before it, which takes quadratic time.
+    return null;
   end if;
   for v_condition in select c from jsonb_array_elements(conditions) as c loop
     v_index := v_index + 1;
@@ -195,9 +198,16 @@ begin
     elsif cardinality(v_locked) < cardinality(workflow_ids) and v_item.workflow_id <> all(v_locked) then
       v_outcomes[v_item.n] := 'waiting';
     else
-      v_look := case when v_timed <> '[]' then durable._look(v_item.workflow_id, v_timed, v_item.known_mode, v_now) end;
+      begin
+        v_look := case when v_timed <> '[]' then durable._look(v_item.workflow_id, v_timed, v_item.known_mode, v_now) end;
+      exception when program_limit_exceeded then
+        -- What has come is too much for one jsonb, or nested too deep to be part of another.
+        v_look := '{"too_large": true}'::jsonb;
+      end;
       if v_look ? 'unknown' then
         v_outcomes[v_item.n] := 'WF005';
+      elsif v_look ? 'too_large' then
+        v_outcomes[v_item.n] := 'WF006';
       elsif v_look ? 'output' and v_look -> 'seqs' <> '[]' and v_taker = v_item.workflow_id then
         -- Another wait of the same workflow takes a message in this call; this one may be after the same.
         v_outcomes[v_item.n] := 'waiting';
@@ -206,7 +216,9 @@ begin
         v_outputs[v_item.n] := case when v_look ? 'output' then v_look -> 'output'
           when v_timed <> '[]' then '{"timed_out": true}' end;
         v_over := v_over || v_item.n::integer;
-        v_elapsed := v_elapsed || (extract(epoch from v_now - coalesce((v_item.open).started_at, v_now)) * 1000)::bigint;
+        -- Within what a step may take: the clock may have been set back or forward since it began.
+        v_elapsed := v_elapsed || least(3000000000000, greatest(0,
+          extract(epoch from v_now - coalesce((v_item.open).started_at, v_now)) * 1000))::bigint;
         v_seqs := v_seqs || coalesce(v_look -> 'seqs', '[]');
         v_taker := case when v_look -> 'seqs' <> '[]' then v_item.workflow_id else v_taker end;
       else
@@ -225,9 +237,9 @@ begin
       select r.* from durable._checkpoint(
         array(select workflow_ids[n] from unnest(v_over) as n), array(select leases[n] from unnest(v_over) as n),
         array(select step_names[n] from unnest(v_over) as n), array(select v_outputs[n] from unnest(v_over) as n),
-        null, null, v_elapsed) r
+        null, null, v_elapsed, false) r
     loop
-      v_outcomes[v_over[v_item.item]] := v_item.outcome;
+      v_outcomes[v_over[v_item.item]] := case v_item.outcome when 'busy' then 'waiting' else v_item.outcome end;
       v_outputs[v_over[v_item.item]] := v_item.output;
       v_errors[v_over[v_item.item]] := v_item.error;
       v_seqs[v_item.item] := '[]';
@@ -265,7 +277,7 @@ begin
       select o.workflow_id, c.kind, c.subject
       from open o, jsonb_array_elements(o.waits) as w, jsonb_each_text(w) as c(kind, subject)
       where o.workflow_id in (select r.workflow_id from resting r)
-      on conflict do nothing
+      on conflict on constraint waits_pkey do nothing
     ), parked as (
       update durable.live_workflows l
       set status = case when r.waits then 'waiting' else 'sleeping' end, wake_at = r.wake_at,
@@ -299,10 +311,10 @@ set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, step_names, conditions',
-    cardinality(workflow_ids), cardinality(leases), cardinality(step_names), cardinality(wait_many.conditions));
-  perform durable._check_lengths('workflow_ids, timeouts, untils, modes, parks', cardinality(workflow_ids),
-    coalesce(cardinality(timeouts), cardinality(workflow_ids)), coalesce(cardinality(untils), cardinality(workflow_ids)),
-    coalesce(cardinality(modes), cardinality(workflow_ids)), coalesce(cardinality(parks), cardinality(workflow_ids)));
+    durable._length(workflow_ids), durable._length(leases), durable._length(step_names), durable._length(wait_many.conditions));
+  perform durable._check_lengths('workflow_ids, timeouts, untils, modes, parks', durable._length(workflow_ids),
+    coalesce(durable._length(timeouts), durable._length(workflow_ids)), coalesce(durable._length(untils), durable._length(workflow_ids)),
+    coalesce(durable._length(modes), durable._length(workflow_ids)), coalesce(durable._length(parks), durable._length(workflow_ids)));
   return query
   select w.* from durable._wait(workflow_ids, leases, step_names, wait_many.conditions, timeouts, untils, modes, parks) w;
 end
@@ -330,7 +342,7 @@ begin
   if v_result.outcome = 'WF005' then
     perform durable._raise('WF005', format('workflow %s, step %L: the wait is not valid', workflow_id, step_name),
       'Nothing was changed.',
-      'conditions is a JSON array of different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, '
+      'conditions is a JSON array of at most 10000 different ones: {"message": topic}, {"event": name}, {"children": id of the first of its own}, '
       '{"approval": step that requested it}, {"timer": seconds} or {"timer_at": seconds since 1970}; without any there must be a timeout, of 0 to 100 years, or a finite until; mode is any or all; a '
       'step name has 1 to 500 characters.');
   elsif v_result.outcome like 'WF%' then
@@ -360,6 +372,10 @@ create function durable.recheck_waits(workflow_ids uuid[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
+  if pg_is_in_recovery() then
+    perform durable._refuse_standby();
+  end if;
+  perform durable._let_ring();
   return cardinality(durable._wake(array(
     select distinct w.workflow_id from durable.waits w
     where w.workflow_id = any(recheck_waits.workflow_ids) and durable._has_come(w.kind, w.subject, w.workflow_id))));

@@ -77,7 +77,9 @@ comment on type durable.line_head is 'A line as a claim sees it: where it began 
 --
 -- Two lines have no queue: in line 0 stands what has a wake_at, in line 1 what has a deadline. Their places are times, in
 -- microseconds since 1970, and the clock takes the part of the sequence: whoever sets one has an xid before it reads the
--- clock, and sets it later than that.
+-- clock, and sets it later than that. The clock may be set back, which a sequence never is. Then the tick forgets the marks of these
+-- two lines, see sql/functions/time/set_back.sql. A step that is too small to be seen is made up for by a sweep each ten seconds,
+-- and by beginning three seconds before the mark.
 create unlogged table durable.line_marks (
   queue text not null,
   version bigint not null,

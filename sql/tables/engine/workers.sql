@@ -13,6 +13,8 @@ create table durable.workers (
   died_at timestamptz,
   suspect_id uuid,
   cleared_at timestamptz,
+  clock_ahead interval,
+  left_by_itself boolean not null default false,
   constraint workers_pkey primary key (worker_id),
   constraint workers_name_length check (char_length(name) between 1 and 200),
   constraint workers_cleared_is_dead check (cleared_at is null or died_at is not null),
@@ -40,13 +42,28 @@ comment on column durable.workers.suspect_id is
   'The last workflow that it claimed while that one was a suspect, so that it holds one at the most; after its death the one that is '
   'to blame, null for none.';
 comment on column durable.workers.cleared_at is 'When recovery found that it is dead and holds nothing any more.';
+comment on column durable.workers.clock_ahead is
+  'How far the clock of its machine was ahead of the database''s at its last heartbeat, the way there included; null when it did not say.';
+comment on column durable.workers.left_by_itself is 'True when it called durable.leave(): what it could not give back is not to blame.';
+
+-- A row of workers that an open transaction has locked keeps its worker from renewing the lease, too. So when such a lease has
+-- run out, the worker gets time to do so from when the row was last found locked.
+create unlogged table durable.kept_workers (
+  worker_id integer not null,
+  seen_at timestamptz not null
+);
+comment on table durable.kept_workers is
+  'Workers whose lease had run out while another transaction held their row, and when a tick last found them so.';
 
 -- Unlogged, so that it is empty after a crash of Postgres: that is how one is noticed, and when.
 create unlogged table durable.crash_marks (
-  seen_at timestamptz not null
+  seen_at timestamptz not null,
+  started_at timestamptz
 );
 insert into durable.crash_marks (seen_at) values ('-infinity');
 comment on table durable.crash_marks is 'When the last crash of Postgres was noticed; empty until it is.';
+comment on column durable.crash_marks.started_at is
+  'When Postgres started, if by the clock that is yet to come; seen_at is then when that was noticed.';
 
 -- Who wants to be woken. Enqueues only ever read it, so that a long transaction of a user never stands in the way of
 -- a worker. Unlogged: after a crash of Postgres every worker says again that it is idle.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from .._version import __version__
 from ._approvals import approvals, decide
 from ._dev import dev
+from ._doctor import doctor
 from ._enqueue import enqueue
 from ._errors import ReportingGroup
 from ._install import install
@@ -54,9 +58,13 @@ for _command in (
     approvals,
     decide,
     schedule,
+    doctor,
 ):
     cli.add_command(_command)
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What is stored may have characters that the encoding of a terminal lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli(prog_name="durable")

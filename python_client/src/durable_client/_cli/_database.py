@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 
 from .._client import calls
+from .._client.connection import BinaryCursor, configure, conninfo
 from .._client.schema import check_version
 from .._errors import DurableError, translated
 
@@ -29,7 +30,10 @@ def _require_dsn(dsn: str | None) -> str:
 def connect(dsn: str | None) -> Iterator[Connection]:
     """A connection in autocommit mode. Nothing is prepared on it, for there may be a pooler."""
     try:
-        conn = psycopg.connect(_require_dsn(dsn), autocommit=True, application_name="durable", prepare_threshold=None)
+        conn = psycopg.connect(
+            conninfo(_require_dsn(dsn)), autocommit=True, application_name="durable", prepare_threshold=None,
+            cursor_factory=BinaryCursor,
+        )  # fmt: skip
     except psycopg.ProgrammingError as error:
         raise DurableError(
             "the DSN is not valid",
@@ -43,6 +47,7 @@ def connect(dsn: str | None) -> Iterator[Connection]:
             hint="Check --dsn or DURABLE_DSN, and that the server runs and accepts you.",
         ) from error
     with conn:
+        configure(conn)
         yield conn
 
 

@@ -84,8 +84,8 @@ def read_json(text: str | None, hint: str) -> str | None:
         text = sys.stdin.read()
     if text is not None:
         try:
-            json.loads(text, parse_constant=_refuse)
-        except ValueError as error:
+            json.loads(text, parse_constant=_refuse, parse_int=str, parse_float=str)
+        except (ValueError, RecursionError) as error:
             raise click.BadParameter(f"not valid JSON: {error}", param_hint=hint) from None
     return text
 

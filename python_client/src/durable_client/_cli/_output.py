@@ -39,6 +39,10 @@ _STYLES = {
 }
 
 
+# What is stored may have them, and would break lines, or move the cursor of a terminal.
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """``from_width`` is the width of the terminal from which on it is shown; what is ``flexible`` may be cut off."""
@@ -64,6 +68,7 @@ def _print(screen: Console, table: Table) -> None:
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     screen = _console()
     shown = [index for index, column in enumerate(columns) if screen.width >= column.from_width]
+    rows = [[cell.translate(_CONTROLS) for cell in row] for row in rows]
     wanted = {index: max(map(cell_len, [columns[index].title, *(row[index] for row in rows)])) for index in shown}
     room = screen.width - sum(2 + wanted[index] * (not columns[index].flexible) for index in shown)
     # The narrowest first: what it leaves is for the others.
@@ -88,7 +93,7 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in fields:
-        table.add_row(name, Text(value, style=_STYLES.get(value, "")))
+        table.add_row(name, Text(value.translate(_CONTROLS | {ord("\n"): "\n"}), style=_STYLES.get(value, "")))
     _print(_console(), table)
 
 

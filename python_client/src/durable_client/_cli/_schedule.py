@@ -10,9 +10,9 @@ from .._client import calls
 from .._errors import DurableError, translated
 from . import _values
 from ._app import load_app
-from ._database import Connection, connect_to_schema
+from ._database import Connection, connect_to_schema, in_utc
 from ._options import dsn_option, output_option
-from ._output import Column, moment, one_line, print_fields, print_json, print_table, say
+from ._output import PREVIEW, Column, moment, one_line, preview, print_fields, print_json, print_table, say
 
 _SCHEDULE_JSON = """
   'name', s.name, 'cron', s.cron, 'timezone', s.timezone, 'workflow', s.workflow, 'queue', s.queue, 'input', s.input,
@@ -66,7 +66,7 @@ def list_schedules(dsn: str | None, output: str) -> None:
     Example:
       durable schedule list
     """
-    with connect_to_schema(dsn) as conn:
+    with connect_to_schema(dsn) as conn, in_utc(conn):
         if output == "json":
             query = f"select json_build_object({_SCHEDULE_JSON})::text from durable.schedules s order by s.name"
             click.echo("[" + ",\n ".join(document for (document,) in conn.execute(query.encode())) + "]")
@@ -98,7 +98,7 @@ def show(name: str, limit: int, dsn: str | None, output: str) -> None:
     Example:
       durable schedule show nightly-report --limit 30
     """
-    with connect_to_schema(dsn) as conn, translated():
+    with connect_to_schema(dsn) as conn, in_utc(conn), translated():
         following = [row[0] for row in conn.execute(calls.NEXT_FIRINGS, [name, limit])]
         if output == "json":
             document = conn.execute(
@@ -116,9 +116,9 @@ def show(name: str, limit: int, dsn: str | None, output: str) -> None:
 def _print_schedule(conn: Connection, name: str, following: list[datetime], limit: int) -> None:
     row = conn.execute(
         "select s.cron, s.timezone, s.workflow, s.queue, s.overlap, s.catchup::text, s.catchup_mode, s.jitter::text,"
-        " s.firings, s.max_firings, s.waiting, s.paused_at, coalesce(s.pause_reason, ''), s.error, s.input::text,"
-        " durable._now_in_view()"
-        " from durable.schedules s where s.name = %s",
+        " s.firings, s.max_firings, s.waiting, s.paused_at, coalesce(s.pause_reason, ''), s.error,"
+        f" left(s.input::text, {PREVIEW + 1}), durable._now_in_view()"
+        " from durable.schedules s where s.name = %s".encode(),
         [name],
     ).fetchone()
     assert row is not None
@@ -126,7 +126,7 @@ def _print_schedule(conn: Connection, name: str, following: list[datetime], limi
     paused_at, reason, error, given, now = row[11:]
     fields = [
         ("schedule", name), ("cron", f"{cron}  ({zone})"), ("workflow", f"{workflow}  (queue {queue})"),
-        ("overlap", overlap), ("catchup", f"{catchup}  ({mode})"), ("jitter", jitter), ("input", given or ""),
+        ("overlap", overlap), ("catchup", f"{catchup}  ({mode})"), ("jitter", jitter), ("input", preview(given)),
         ("fired", f"{firings} of {most}" if most is not None else str(firings)), ("waiting", str(waiting)),
         ("paused", " ".join(filter(None, [moment(paused_at, now), reason]))), ("error", error or ""),
         ("next", "\n".join(moment(due, now) for due in following)),

@@ -31,9 +31,14 @@ _WORKFLOW = f"""
     w.crashes, w.suspicions, w.created_at, w.started_at, w.completed_at, w.wake_at, w.deadline,
     coalesce(w.worker, '') as worker,
     case when w.tags <> '{{}}' then left(w.tags::text, {PREVIEW + 1}) end as tags,
-    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output, w.error,
+    left(w.input::text, {PREVIEW + 1}) as input, left(w.output::text, {PREVIEW + 1}) as output,
+    left(case when jsonb_typeof(w.error) = 'object'
+      then concat(coalesce(w.error ->> 'type', 'Error'), ': ', w.error ->> 'message') else w.error::text end,
+      {PREVIEW + 1}) as error,
+    right(w.error ->> 'traceback', {10 * PREVIEW}) as traceback,
     durable._now_in_view() as now,
-    w.paused_at, w.pause_reason, w.warning, w.forked_from, w.forked_at_step, w.continued_from, w.continued_as
+    w.paused_at, left(w.pause_reason, {PREVIEW + 1}) as pause_reason, left(w.warning, {PREVIEW + 1}) as warning,
+    w.forked_from, w.forked_at_step, w.continued_from, w.continued_as
   from durable.workflows w where w.workflow_id = %s""".encode()
 _STEPS = f"""
   select s.step_name, s.status::text, s.attempt, s.started_at, s.completed_at - s.started_at as took, s.retry_at,
@@ -118,8 +123,8 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         ("Name", row["name"]),
         ("Status", row["status"]),
         ("Paused", moment(row["paused_at"], now)),
-        ("Because", row["pause_reason"]),
-        ("Warning", row["warning"]),
+        ("Because", preview(row["pause_reason"])),
+        ("Warning", preview(row["warning"])),
         ("Queue", row["queue"]),
         ("Priority", str(row["priority"] or "")),
         ("Key", row["key"]),
@@ -138,7 +143,7 @@ def _print_workflow(conn: Connection, workflow_id: str) -> None:
         ("Goes on as", _lineage(row["continued_as"])),
         ("Input", preview(row["input"])),
         ("Output", preview(row["output"])),
-        ("Error", _describe(row["error"])),
+        ("Error", _describe(row["error"], row["traceback"])),
     ]
     print_fields((label, value) for label, value in fields if value)
     click.echo()
@@ -168,12 +173,11 @@ def _step_row(step: dict[str, Any], now: datetime) -> list[str]:
     return [step["step_name"], step["status"], str(step["attempt"]), started, duration(step["took"]), outcome]
 
 
-def _describe(error: dict[str, Any] | None) -> str:
+def _describe(error: str | None, traceback: str | None) -> str:
     if error is None:
         return ""
-    head = f"{error.get('type', 'Error')}: {error.get('message', '')}"
     # The end of a traceback is what it is about.
-    lines = str(error.get("traceback") or "").strip().splitlines()
+    lines = (traceback or "").strip().splitlines()
     # Without the lines that only underline.
     trace = [line for line in lines if line.strip(" ^~")]
-    return "\n".join([head, *trace[-_TRACE_LINES:]])
+    return "\n".join([preview(error), *trace[-_TRACE_LINES:]])

@@ -5,11 +5,13 @@ Arrays are written as literals here: a list of hundreds of values is quicker to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
+
+from .. import _codec
+from .._errors import InvalidArgument
 
 CLAIM = (
     "select workflow_id::text, lease, name, queue, input::text, attempt, steps::text, created_at, claimed_at, deadline"
@@ -29,9 +31,11 @@ FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::int[], %s::bigint[], %s::uuid[], %s::bigint[], %s::jsonb[])"
 )
+# In sessions of users, whose search_path may lead anywhere.
 CHECKPOINT_ONE = (
-    "select outcome, output::text, error::text from durable.checkpoint_many("
-    "array[%s::uuid], array[%s::bigint], array[%s::text], array[%s::jsonb], null, array[%s::int], array[%s::bigint])"
+    "select outcome, output::pg_catalog.text, error::pg_catalog.text from durable.checkpoint_many("
+    "array[%s::pg_catalog.uuid], array[%s::pg_catalog.int8], array[%s::pg_catalog.text], array[%s::pg_catalog.jsonb],"
+    " null, array[%s::pg_catalog.int4], array[%s::pg_catalog.int8])"
 )
 BEGIN_STEP = "select durable.begin_step(%s, %s, %s)"
 START_STEP = "select durable.start_step(%s, %s, %s)"
@@ -39,10 +43,10 @@ FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
     " pg_catalog.make_interval(secs => %s), %s, pg_catalog.make_interval(secs => %s)))::float8"
 )
-STEP_RESULT = "select status::text, output::text, error::text from durable.step_result(%s, %s)"
-FAIL = (
-    "select outcome from durable.fail_many(array[%s::uuid], array[%s::bigint], array[%s::jsonb], null, array[%s::bool])"
+STEP_RESULT = (
+    "select status::pg_catalog.text, output::pg_catalog.text, error::pg_catalog.text from durable.step_result(%s, %s)"
 )
+FAIL = "select item, outcome from durable.fail_many(%s::uuid[], %s::bigint[], %s::jsonb[], null, %s::boolean[])"
 WAIT = (
     "select item, outcome, output::text, error::text from durable.wait_many("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::interval[],"
@@ -59,8 +63,8 @@ REQUEST_APPROVAL = (
     "select durable.request_approval(%s, %s, %s, %s, %s, %s::jsonb, pg_catalog.make_interval(secs => %s))::text"
 )
 APPROVALS = (
-    "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form, requested_at,"
-    " expires_at, state::text, decision, data, decided_by, comment, decided_at"
+    "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form::text,"
+    " requested_at, expires_at, state::text, decision, data::text, decided_by, comment, decided_at"
     " from durable.approvals where {where} order by approval_id desc limit %s"
 )
 DECIDE = "select durable.decide(%s, %s, %s, %s, %s::jsonb)"
@@ -105,7 +109,16 @@ BACKFILL_SCHEDULE = (
     " redo => %s)"
 )
 VERSION = "select durable.version(), durable.build()"
-BACKEND = "select pg_catalog.pg_backend_pid()"
+# The backend that answers, and whether its server recovers or is a standby.
+BACKEND = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
+IN_RECOVERY = "select pg_catalog.pg_is_in_recovery()"
+# A setting that this version of Postgres does not have is left out.
+SET = (
+    "select pg_catalog.set_config(name, value, false)"
+    " from rows from (pg_catalog.unnest(%s::pg_catalog.text[]), pg_catalog.unnest(%s::pg_catalog.text[]))"
+    " as t(name, value)"
+    " where pg_catalog.current_setting(name, true) is not null"
+)
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
 
 
@@ -137,7 +150,7 @@ class Claimed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredStep:
-    """What is stored of a step when a workflow is replayed. ``output`` is JSON text; None when it must be fetched."""
+    """What is stored of a step when a workflow is replayed; an ``omitted`` output or error must be fetched."""
 
     status: str
     attempt: int
@@ -149,13 +162,21 @@ class StoredStep:
 
 
 def stored_steps(text: str | None) -> dict[str, StoredStep]:
-    """The ``steps`` of a claim by name."""
+    """The ``steps`` of a claim by name. An output that Python cannot take in does not hide the other steps."""
     if text is None:
         return {}
-    return {
-        step["step_name"]: StoredStep(
-            step["status"], step["attempt"], step.get("output"), step.get("error"), step.get("omitted", False),
-            step.get("at_most_once", False), (step.get("retry_in_ms") or 0) / 1000,
-        )
-        for step in json.loads(text)
-    }  # fmt: skip
+    try:
+        steps = _codec.parse(text, "")
+    except InvalidArgument:
+        steps = [_codec.parse_fields(step, lambda field: f"the stored {field}") for step in _codec.parts(text)]
+    return {step["step_name"]: _stored_step(step) for step in steps}
+
+
+def _stored_step(step: dict[str, Any]) -> StoredStep:
+    omitted = step.get("omitted", False)
+    # Also an error that is null is one.
+    error = _codec.as_error(step.get("error")) if step["status"] == "error" and not omitted else None
+    return StoredStep(
+        step["status"], step["attempt"], step.get("output"), error, omitted, step.get("at_most_once", False),
+        (step.get("retry_in_ms") or 0) / 1000,
+    )  # fmt: skip

@@ -5,7 +5,6 @@ Generated from ``client_async.py`` by ``tools/async_to_sync.py``; do not edit.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,14 +17,15 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from .. import _codec
-from .._approvals import ApprovalRecord, ApprovalState, listed
+from .._approvals import ApprovalRecord, ApprovalState, listed, record_of
 from .._definitions import Workflow, check_texts, enqueue_parameters
 from .._durations import Duration, seconds
 from .._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
 from .._records import StepRecord
 from .._schedules import BackfillStep, Schedule
 from . import calls
-from .link import configure, pause
+from .connection import BinaryCursor, configure, conninfo
+from .link import pause
 from .schema import check_version
 
 R = TypeVar("R")
@@ -63,15 +63,15 @@ class Handle(Generic[R]):
         while True:
             ((status, output, error),) = self._client._read(calls.RESULT, [self.workflow_id])
             if status == "completed":
-                value = None if output is None else json.loads(output)
-                decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
+                subject = f"the output of workflow {self.workflow_id}"
+                value = None if output is None else _codec.parse(output, subject)
+                decoded: R = _codec.decode(value, self._decode, subject)
                 return decoded
-            if status == "failed":
-                raise workflow_failed(self.workflow_id, json.loads(error))
-            if status == "cancelled":
-                raise WorkflowCancelled(
-                    f"workflow {self.workflow_id} was cancelled: {json.loads(error).get('message')}"
-                )
+            if status in ("failed", "cancelled"):
+                stored = _codec.parse_error(error, "the stored error")
+                if status == "failed":
+                    raise workflow_failed(self.workflow_id, stored)
+                raise WorkflowCancelled(f"workflow {self.workflow_id} was cancelled: {stored.get('message')}")
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise ResultTimeout(
                     f"workflow {self.workflow_id} is {status} and did not end within {timeout}",
@@ -131,25 +131,27 @@ class Handle(Generic[R]):
         return Handle(self._client, rows[0][0], self._decode)
 
     def state(self) -> dict[str, Any]:
-        """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound."""
+        """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound.
+
+        A value that Python cannot take in prints as the reason; any use of it raises InvalidArgument.
+        """
         rows = self._client._read(calls.STATE, [self.workflow_id])
-        state: dict[str, Any] = json.loads(rows[0][0])
-        return state
+        return _codec.parse_fields(
+            rows[0][0], lambda key: f"workflow {self.workflow_id}: the published value of {key!r}"
+        )
 
     def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
         return [
             StepRecord(
-                row[0],
-                row[1],
-                row[2],
-                row[3] and json.loads(row[3]),
-                row[4] and json.loads(row[4]),
-                row[5],
-                row[6],
-                row[7],
+                name,
+                status,
+                attempt,
+                _codec.parse_or_mark(output, f"workflow {self.workflow_id}, step {name!r}: the output"),
+                _codec.parse_or_mark(error, f"workflow {self.workflow_id}, step {name!r}: the error"),
+                *times,
             )
-            for row in self._client._read(calls.HISTORY, [self.workflow_id])
+            for name, status, attempt, output, error, *times in self._client._read(calls.HISTORY, [self.workflow_id])
         ]
 
 
@@ -182,11 +184,12 @@ class Client:
 
     def _open(self) -> ConnectionPool[psycopg.Connection[tuple[Any, ...]]]:
         # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-        with psycopg.Connection.connect(self._dsn, autocommit=True) as conn, translated():
+        dsn = conninfo(self._dsn)
+        with psycopg.Connection.connect(dsn, autocommit=True) as conn, translated():
             check_version((conn.execute(calls.VERSION)).fetchone())
         pool: ConnectionPool[psycopg.Connection[tuple[Any, ...]]] = ConnectionPool(
-            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
-            kwargs={"autocommit": True},
+            dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure,
+            kwargs={"autocommit": True, "cursor_factory": BinaryCursor},
         )  # fmt: skip
         pool.open()
         return pool
@@ -196,7 +199,8 @@ class Client:
             if conn is None:
                 with self._connection() as own:
                     return (own.execute(query, parameters)).fetchall()
-            with conn.cursor(row_factory=tuple_row) as cursor:
+            # Whatever the settings of the connection, which is the caller's.
+            with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
                 cursor.execute(query, parameters)
                 rows: list[tuple[Any, ...]] = cursor.fetchall()
                 return rows
@@ -238,7 +242,7 @@ class Client:
         """What workflows ask people, the newest first; see ``Durable.approvals``."""
         where, values = listed(assignee, state)
         rows = self._read(calls.APPROVALS.format(where=where), [*values, limit])
-        return [ApprovalRecord(*row) for row in rows]
+        return [record_of(row) for row in rows]
 
     def decide(
         self,

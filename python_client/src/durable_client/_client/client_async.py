@@ -6,7 +6,6 @@ Written by hand; the plain twin, ``client.py``, is generated from it by ``tools/
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,14 +17,15 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from .. import _codec
-from .._approvals import ApprovalRecord, ApprovalState, listed
+from .._approvals import ApprovalRecord, ApprovalState, listed, record_of
 from .._definitions import Workflow, check_texts, enqueue_parameters
 from .._durations import Duration, seconds
 from .._errors import InvalidArgument, ResultTimeout, WorkflowCancelled, translated, workflow_failed
 from .._records import StepRecord
 from .._schedules import BackfillStep, Schedule
 from . import calls
-from .link import configure_async, pause
+from .connection import AsyncBinaryCursor, configure_async, conninfo
+from .link import pause
 from .schema import check_version
 
 R = TypeVar("R")
@@ -63,15 +63,15 @@ class AsyncHandle(Generic[R]):
         while True:
             ((status, output, error),) = await self._client._read(calls.RESULT, [self.workflow_id])
             if status == "completed":
-                value = None if output is None else json.loads(output)
-                decoded: R = _codec.decode(value, self._decode, f"the output of workflow {self.workflow_id}")
+                subject = f"the output of workflow {self.workflow_id}"
+                value = None if output is None else _codec.parse(output, subject)
+                decoded: R = _codec.decode(value, self._decode, subject)
                 return decoded
-            if status == "failed":
-                raise workflow_failed(self.workflow_id, json.loads(error))
-            if status == "cancelled":
-                raise WorkflowCancelled(
-                    f"workflow {self.workflow_id} was cancelled: {json.loads(error).get('message')}"
-                )
+            if status in ("failed", "cancelled"):
+                stored = _codec.parse_error(error, "the stored error")
+                if status == "failed":
+                    raise workflow_failed(self.workflow_id, stored)
+                raise WorkflowCancelled(f"workflow {self.workflow_id} was cancelled: {stored.get('message')}")
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise ResultTimeout(
                     f"workflow {self.workflow_id} is {status} and did not end within {timeout}",
@@ -131,25 +131,29 @@ class AsyncHandle(Generic[R]):
         return AsyncHandle(self._client, rows[0][0], self._decode)
 
     async def state(self) -> dict[str, Any]:
-        """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound."""
+        """What the workflow has published with ``ctx.set``: the latest value of each key. Raises WorkflowNotFound.
+
+        A value that Python cannot take in prints as the reason; any use of it raises InvalidArgument.
+        """
         rows = await self._client._read(calls.STATE, [self.workflow_id])
-        state: dict[str, Any] = json.loads(rows[0][0])
-        return state
+        return _codec.parse_fields(
+            rows[0][0], lambda key: f"workflow {self.workflow_id}: the published value of {key!r}"
+        )
 
     async def steps(self) -> list[StepRecord]:
         """The steps in the order in which they ended, then those under way. Raises WorkflowNotFound."""
         return [
             StepRecord(
-                row[0],
-                row[1],
-                row[2],
-                row[3] and json.loads(row[3]),
-                row[4] and json.loads(row[4]),
-                row[5],
-                row[6],
-                row[7],
+                name,
+                status,
+                attempt,
+                _codec.parse_or_mark(output, f"workflow {self.workflow_id}, step {name!r}: the output"),
+                _codec.parse_or_mark(error, f"workflow {self.workflow_id}, step {name!r}: the error"),
+                *times,
             )
-            for row in await self._client._read(calls.HISTORY, [self.workflow_id])
+            for name, status, attempt, output, error, *times in await self._client._read(
+                calls.HISTORY, [self.workflow_id]
+            )
         ]
 
 
@@ -182,12 +186,13 @@ class AsyncClient:
 
     async def _open(self) -> AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]:
         # The first connection is made here, so that a wrong DSN is reported at once and as it is.
-        async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+        dsn = conninfo(self._dsn)
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
             with translated():
                 check_version(await (await conn.execute(calls.VERSION)).fetchone())
         pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] = AsyncConnectionPool(
-            self._dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
-            kwargs={"autocommit": True},
+            dsn, min_size=1, max_size=self._max_connections, open=False, configure=configure_async,
+            kwargs={"autocommit": True, "cursor_factory": AsyncBinaryCursor},
         )  # fmt: skip
         await pool.open()
         return pool
@@ -197,7 +202,8 @@ class AsyncClient:
             if conn is None:
                 async with self._connection() as own:
                     return await (await own.execute(query, parameters)).fetchall()
-            async with conn.cursor(row_factory=tuple_row) as cursor:
+            # Whatever the settings of the connection, which is the caller's.
+            async with conn.cursor(row_factory=tuple_row, binary=True) as cursor:
                 await cursor.execute(query, parameters)
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
@@ -239,7 +245,7 @@ class AsyncClient:
         """What workflows ask people, the newest first; see ``Durable.approvals``."""
         where, values = listed(assignee, state)
         rows = await self._read(calls.APPROVALS.format(where=where), [*values, limit])
-        return [ApprovalRecord(*row) for row in rows]
+        return [record_of(row) for row in rows]
 
     async def decide(
         self,

@@ -1,6 +1,7 @@
 """A connection of the worker that is made again when it is lost.
 
-Every call of the schema may be sent again after a lost answer, so a call is repeated until it was answered.
+Every call of the schema may be sent again after a lost answer, so a call is repeated until it was answered. It is
+repeated, too, for as long as the database refuses it for reasons that have nothing to do with what was asked.
 """
 
 from __future__ import annotations
@@ -8,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import select
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -19,16 +18,16 @@ from psycopg.pq import PGconn, Ping
 
 from .._threads import DaemonThreads
 from . import calls
+from .connection import AsyncBinaryCursor, Standby, configure_link, conninfo, leads_to_standby
 
 log = logging.getLogger("durable")
 
 _LONGEST_PAUSE = 0.25
-# How often, and for how long, a pooler is asked which backend it gives a connection.
-_PROBES = 3
-_PROBE_SECONDS = 3
+# For what is not over at once: a full disk, a lock.
+LONGEST_TROUBLE_PAUSE = 0.5
 # Longer than PgBouncer keeps clients waiting after a server has refused it (server_login_retry, 15 s).
 _PING_SECONDS = 20
-_pinging = DaemonThreads("durable-ping", 1)
+_pinging = DaemonThreads("durable-ping", 2)
 
 
 def connection_lost(error: psycopg.Error, closed: bool) -> bool:
@@ -37,13 +36,21 @@ def connection_lost(error: psycopg.Error, closed: bool) -> bool:
     A server that is read-only (25006) is the standby of a failover: the way to the primary must be found again.
     """
     state = error.sqlstate or ""
-    return closed or state.startswith(("08", "57P")) or state == "25006"
+    return closed or isinstance(error, Standby) or state.startswith(("08", "57P")) or state == "25006"
+
+
+def passes(state: str) -> bool:
+    """Whether the error of a SQLSTATE says nothing about what was asked, so that it may succeed when sent again.
+
+    Serialization failures and deadlocks (40), lack of resources (53), locks (55P03), cancelled statements (57014),
+    errors of the system below (58), snapshots that are too old (72).
+    """
+    return state in ("55P03", "57014") or (state.startswith(("40", "53", "58", "72")) and state != "40002")
 
 
 def transient(error: psycopg.Error) -> bool:
-    """Whether the same statement may succeed when sent again: serialization, deadlock, timeout, lack of resources."""
-    state = error.sqlstate or ""
-    return state in ("40001", "40P01", "55P03", "57014") or state.startswith("53")
+    """The same for an error."""
+    return passes(error.sqlstate or "")
 
 
 def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
@@ -51,70 +58,39 @@ def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
     return min(longest, 0.01 * 2.0 ** min(tries, 10)) * (0.5 + random.random() / 2)
 
 
-def is_direct(conn: psycopg.BaseConnection[Any], backend: tuple[Any, ...] | None) -> bool:
-    """Whether a connection leads to one backend of Postgres.
-
-    A pooler names another process than the one that answers (``backend``, the row of ``calls.BACKEND``). It may give
-    each transaction another backend, so that what is prepared on one is unknown to the next, or stands in its way.
-    """
-    return backend is not None and backend[0] == conn.info.backend_pid
+# A call that was refused this often, within about four seconds, is worth a line even when others are answered.
+MANY_TRIES = 10
 
 
-def configure(conn: psycopg.Connection[Any]) -> None:
-    """For a pool's new connections: through a pooler nothing is prepared."""
-    autocommit = conn.autocommit
-    conn.autocommit = True
-    if not is_direct(conn, conn.execute(calls.BACKEND).fetchone()):
-        conn.prepare_threshold = None
-    conn.autocommit = autocommit
+class Trouble:
+    """Tells the log of errors that pass: when they begin, when they are over, and the rest at the level debug."""
 
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._count = 0
 
-async def configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
-    """The same for asynchronous pools."""
-    autocommit = conn.autocommit
-    await conn.set_autocommit(True)
-    if not is_direct(conn, await (await conn.execute(calls.BACKEND)).fetchone()):
-        conn.prepare_threshold = None
-    await conn.set_autocommit(autocommit)
+    def met(self, error: object, tries: int) -> None:
+        """An error of a call that met so many before."""
+        self._count += 1
+        # A single one is no news: it is over at the next try.
+        level = logging.WARNING if self._count == 2 or tries == MANY_TRIES else logging.DEBUG
+        log.log(level, "%s: Postgres refuses for the moment, trying again: %s", self._subject, error)
 
-
-def keeps_backend(conn: psycopg.Connection[Any], dsn: str) -> bool:
-    """Whether a pooler leaves a connection its backend for as long as it lasts: session pooling.
-
-    Otherwise two connections that are used in turn soon share a backend, or one of them gets several. False when it
-    cannot be found out, because the pooler has no backend to spare.
-    """
-
-    def ask() -> int:
-        return int(conn.execute(calls.BACKEND, prepare=False).fetchall()[0][0])
-
-    try:
-        # Closed as it is, for it may still be waiting.
-        with closing(psycopg.connect(dsn, autocommit=True, connect_timeout=_PROBE_SECONDS)) as other:
-            own = ask()
-            # Twice, for a pooler that passes its backends round may have just as many as there are who ask.
-            return all(ask() == ask() == own and _ask_in_time(other) not in (None, own) for _ in range(_PROBES))
-    except psycopg.Error:
-        return False
-
-
-def _ask_in_time(conn: psycopg.Connection[Any]) -> int | None:
-    """The backend of a connection; None when it got none in time, and then it is of no more use."""
-    conn.pgconn.send_query(calls.BACKEND.encode())
-    if not select.select([conn.pgconn.socket], [], [], _PROBE_SECONDS)[0]:
-        return None
-    backend = None
-    while (result := conn.pgconn.get_result()) is not None:
-        backend = backend or result.get_value(0, 0)
-    return None if backend is None else int(backend)
+    def over(self) -> None:
+        """A call was answered."""
+        if self._count > 1:
+            log.info("%s: Postgres answers again", self._subject)
+        self._count = 0
 
 
 async def _accepts_connections(dsn: str) -> bool:
-    """Whether there is a server that answers, be it with a refusal, and is not about to start or to stop."""
+    """Whether there is a server that answers, be it with a refusal, and is not about to start, stop or be promoted."""
     # Only libpq sees the SQLSTATE by which this is told, and it blocks.
-    conninfo = make_conninfo(dsn, connect_timeout=_PING_SECONDS).encode()
-    ping = asyncio.get_running_loop().run_in_executor(_pinging, PGconn.ping, conninfo)
-    return await ping == Ping.OK
+    ping = make_conninfo(conninfo(dsn), connect_timeout=_PING_SECONDS).encode()
+    loop = asyncio.get_running_loop()
+    if await loop.run_in_executor(_pinging, PGconn.ping, ping) != Ping.OK:
+        return False
+    return not await loop.run_in_executor(_pinging, leads_to_standby, dsn)
 
 
 class Link:
@@ -126,11 +102,17 @@ class Link:
         self._name = name
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
+        self._trouble = Trouble(f"connection {name}")
         self.reconnects = 0
         self.direct = True
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a statement is under way."""
+        return self._lock.locked()
+
     async def connect(self) -> None:
-        """Makes the first connection. A server that is still to come up is waited for.
+        """Makes the first connection. A server that is still to come up, or to be promoted, is waited for.
 
         Raises what psycopg raises when waiting would not help: for a host that nobody knows, or when the server is up
         and refuses.
@@ -140,11 +122,14 @@ class Link:
         while True:
             try:
                 return await self._connect()
-            except psycopg.OperationalError as error:
-                if is_up or str(error).startswith("failed to resolve host"):
+            except psycopg.Error as error:
+                if isinstance(error, psycopg.ProgrammingError) or str(error).startswith("failed to resolve host"):
+                    raise
+                passes = connection_lost(error, False) or transient(error)
+                if is_up and not passes:
                     raise
                 # Asked between two attempts, so that one that failed while the server came up does not count.
-                is_up = await _accepts_connections(self._dsn)
+                is_up = not passes and await _accepts_connections(self._dsn)
                 if not is_up:
                     if tries == 0:
                         log.warning("connection %s: Postgres is not up yet, waiting for it: %s", self._name, error)
@@ -152,41 +137,83 @@ class Link:
                     tries += 1
 
     async def _connect(self) -> None:
-        self._conn = await psycopg.AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name=f"durable {self._name}"
-        )
-        self.direct = is_direct(self._conn, await (await self._conn.execute(calls.BACKEND)).fetchone())
+        self._conn = conn = await psycopg.AsyncConnection.connect(
+            conninfo(self._dsn), autocommit=True, application_name=f"durable {self._name}",
+            cursor_factory=AsyncBinaryCursor,
+        )  # fmt: skip
+        try:
+            self.direct = await configure_link(conn)
+        except BaseException:
+            await conn.close()
+            raise
 
     async def close(self) -> None:
         if self._conn is not None:
             await self._conn.close()
 
-    async def execute(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a statement. Raises psycopg.Error only for errors that sending it again would not mend."""
-        async with self._lock:
-            tries = 0
-            while True:
-                try:
-                    if self._conn is None or self._conn.closed:
-                        await self._reconnect()
-                    assert self._conn is not None
-                    cursor = await self._conn.execute(query, parameters, prepare=self.direct)
-                    return await cursor.fetchall()
-                except psycopg.Error as error:
-                    lost = connection_lost(error, self._conn is None or self._conn.closed)
-                    if not lost and not (transient(error) and tries < 10):
-                        raise
-                    if lost and self._conn is not None:
-                        await self._conn.close()
-                    await asyncio.sleep(pause(tries))
-                    tries += 1
+    async def execute(
+        self, query: str, parameters: Sequence[Any] = (), *, patient: bool = True
+    ) -> list[tuple[Any, ...]]:
+        """The rows of a statement. Raises psycopg.Error only for errors that sending it again would not mend.
+
+        With ``patient`` false, it is the caller who sends it again after errors that pass.
+        """
+        tries = 0
+        while True:
+            try:
+                async with self._lock:
+                    rows = await self._send(query, parameters)
+            except psycopg.Error as error:
+                if not patient or not transient(error):
+                    raise
+                self._trouble.met(error, tries)
+            else:
+                self._trouble.over()
+                return rows
+            tries += 1
+            # Others may use the connection meanwhile.
+            await asyncio.sleep(pause(tries, LONGEST_TROUBLE_PAUSE))
+
+    async def _send(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows of a statement, which is sent again for as often as the connection is lost."""
+        tries = 0
+        while True:
+            try:
+                if self._conn is None or self._conn.closed:
+                    await self._reconnect()
+                assert self._conn is not None
+                cursor = await self._conn.execute(query, parameters, prepare=self.direct)
+                return await cursor.fetchall()
+            except psycopg.Error as error:
+                if not await self._is_lost(error, tries):
+                    raise
+                if self._conn is not None:
+                    await self._conn.close()
+            await asyncio.sleep(pause(tries))
+            tries += 1
+
+    async def _is_lost(self, error: psycopg.Error, tries: int) -> bool:
+        """Whether the statement is to be sent over another connection."""
+        if connection_lost(error, self._conn is None or self._conn.closed):
+            return True
+        if not isinstance(error, psycopg.errors.FeatureNotSupported):
+            return False
+        # What is said of a statement that was prepared before the schema was upgraded, once.
+        if tries == 0:
+            return True
+        # What a standby says of unlogged tables; the server may have become one under this connection.
+        assert self._conn is not None
+        try:
+            return bool((await (await self._conn.execute(calls.IN_RECOVERY)).fetchall())[0][0])
+        except psycopg.Error:
+            return True
 
     async def _reconnect(self) -> None:
         tries = 0
         while True:
             try:
                 await self._connect()
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 if tries == 0:
                     log.warning("connection %s: Postgres cannot be reached, trying again: %s", self._name, error)
                 await asyncio.sleep(pause(tries))

@@ -53,4 +53,5 @@ def schema_sql() -> str:
 def install(conn: psycopg.Connection[Any]) -> None:
     """Installs the plain SQL schema in one transaction. Raises psycopg.errors.DuplicateSchema when there is one."""
     with conn.transaction():
-        conn.execute(schema_sql())
+        # Many statements at once cannot have binary results, which the connection may ask for.
+        psycopg.Cursor(conn).execute(schema_sql().encode())

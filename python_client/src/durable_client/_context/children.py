@@ -13,7 +13,7 @@ from .._client import calls
 from .._definitions import Workflow, check_integers, check_texts, name_of
 from .._durations import Duration, seconds
 from .._errors import ChildFailed, InvalidArgument, WorkflowNotFound
-from .run import fit
+from .run import as_stored, fit, read
 
 
 def start_parameters(
@@ -65,15 +65,18 @@ class Group:
     def child_id(self, place: int) -> str:
         return f"{self.first[:-6]}{place:06x}"
 
-    def outputs(self, value: dict[str, Any], texts: Sequence[str | None]) -> list[Any]:
-        """The outputs, when they were not stored with the wait. Raises WorkflowNotFound when some are gone."""
+    def outputs(self, step: str, value: dict[str, Any], texts: Sequence[str | None]) -> list[Any]:
+        """The outputs, when they were not stored with the wait, a ``step``.
+
+        Raises WorkflowNotFound when some are gone, Misfit for one that cannot be read.
+        """
         if len(texts) != value["children"]:
             raise WorkflowNotFound(
                 f"of the {value['children']} children from {self.first} on, {len(texts)} are stored",
                 detail="Their parent had ended, and their history was removed when its time had passed.",
                 hint="Keep it for longer, see the setting retention, to retry what has large children.",
             )
-        return [None if text is None else json.loads(text) for text in texts]
+        return [read(text, step, f"the output of workflow {self.child_id(place)}") for place, text in enumerate(texts)]
 
     def results(self, step: str, value: dict[str, Any], outputs: Sequence[Any]) -> list[Any]:
         """The outputs, in the order of the inputs, or the exceptions of those that failed.
@@ -82,10 +85,16 @@ class Group:
         child came to since. Raises Misfit for an output that does not fit the type of the workflow.
         """
         results: list[Any] = []
+        with as_stored(step):
+            failures = {
+                int(place): ChildFailed(
+                    self.child_id(int(place)), failed["status"], step, _codec.as_error(failed["error"])
+                )
+                for place, failed in value["failed"].items()
+            }
         for place, output in enumerate(outputs):
-            failed = value["failed"].get(str(place))
-            if failed is not None:
-                results.append(ChildFailed(self.child_id(place), failed["status"], step, failed["error"]))
+            if place in failures:
+                results.append(failures[place])
             elif isinstance(self.workflow, Workflow):
                 subject = f"step {step!r}: the output of workflow {self.child_id(place)}"
                 annotation = partial(_codec.return_type, self.workflow.function)

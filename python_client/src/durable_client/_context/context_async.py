@@ -28,7 +28,7 @@ from .approval_async import AsyncApprovalRequest
 from .child_async import AsyncChild
 from .engine import AsyncEngine
 from .outcome import INTERRUPTED, Stored, error_json, short_error_json
-from .run import LONG_RUN, Misfit, Run, WorkflowInterrupted, fit, in_step
+from .run import LONG_RUN, Misfit, Run, WorkflowInterrupted, as_stored, fit, in_step, read, readable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -412,7 +412,7 @@ class AsyncContext:
         if not isinstance(output, dict) or not output.keys() & {"timed_out", end}:
             # A fork may have replaced it.
             raise Misfit(
-                f"step {name!r}: the stored output is not the end of a wait\nstored:   {json.dumps(output)[:1000]}\n"
+                f"step {name!r}: the stored output is not the end of a wait\nstored:   {_codec.text_of(output)}\n"
                 f'expected: {{"index": 0, "value": …}}, or {{"values": […]}} for all, or {{"timed_out": true}}'
             )
         if "timed_out" in output:
@@ -433,14 +433,16 @@ class AsyncContext:
         if not conditions:
             raise InvalidArgument("wait_any needs something to wait for", hint='For example Message("topic").')
         output = await self._met(name, conditions, "any", timeout)
-        condition = conditions[output["index"]]
-        return Met(output["index"], condition, value_of(condition, output["value"]))
+        with as_stored(name):
+            condition = conditions[output["index"]]
+            return Met(output["index"], condition, value_of(condition, output["value"]))
 
     async def _all_of(self, name: str, conditions: tuple[Condition, ...], timeout: Duration | None) -> list[Any]:
         if not conditions:
             return []
         values = (await self._met(name, conditions, "all", timeout))["values"]
-        return [value_of(condition, value) for condition, value in zip(conditions, values, strict=True)]
+        with as_stored(name):
+            return [value_of(condition, value) for condition, value in zip(conditions, values, strict=True)]
 
     async def _start_one(
         self, name: str, workflow: Workflow[..., R] | str, input: Any, options: dict[str, Any]
@@ -524,7 +526,9 @@ class AsyncContext:
     ) -> children.Group:
         stored = self._run.replay.get(name)
         if stored is not None and stored.status != "running":
-            return children.Group((await self._stored_output(name, stored))["first"], workflow)
+            output = await self._stored_output(name, stored)
+            with as_stored(name):
+                return children.Group(str(output["first"]), workflow)
         parameters = children.start_parameters(workflow, inputs, **options)
         return children.Group(await self._call(self._engine.start_children, name, parameters), workflow)
 
@@ -565,10 +569,11 @@ class AsyncContext:
 
     async def _join(self, name: str, group: children.Group, timeout: Duration | None) -> list[Any]:
         value = (await self._met_json(name, group.condition, "any", timeout))["value"]
-        outputs = value.get("outputs")
+        with as_stored(name):
+            outputs = value.get("outputs")
         if outputs is None:
             texts = await self._engine.child_outputs(group.first)
-            outputs = group.outputs(value, texts)
+            outputs = group.outputs(name, value, texts)
         return group.results(name, value, outputs)
 
     async def _recall(self, step: Step[Any, Any], name: str, stored: StoredStep) -> Any:
@@ -577,16 +582,17 @@ class AsyncContext:
     async def _stored_output(self, name: str, stored: StoredStep) -> Any:
         if stored.error is not None:
             raise step_failed(self.workflow_id, name, stored.error)
-        value = stored.output
         if stored.omitted:
-            text = await self._engine.step_output(self._run, name)
-            value = None if text is None else json.loads(text)
-        return value
+            return self._output_of(name, await self._engine.step_outcome(self._run, name))
+        return readable(stored.output, name)
 
     def _outcome(self, step: Step[Any, Any], name: str, outcome: Stored) -> Any:
+        return self._decode(step, name, self._output_of(name, outcome))
+
+    def _output_of(self, name: str, outcome: Stored) -> Any:
         if outcome.error is not None:
-            raise step_failed(self.workflow_id, name, json.loads(outcome.error))
-        return self._decode(step, name, None if outcome.output is None else json.loads(outcome.output))
+            raise step_failed(self.workflow_id, name, _codec.parse_error(outcome.error, "the stored error"))
+        return read(outcome.output, name)
 
     def _decode(self, step: Step[Any, Any], name: str, value: Any) -> Any:
         subject = f"step {name!r}: the stored output"

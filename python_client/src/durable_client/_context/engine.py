@@ -17,7 +17,8 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from .._client import calls
-from .._client.link import Link, configure, configure_async
+from .._client.connection import configure_for_steps, configure_for_steps_async, conninfo
+from .._client.link import Link
 from .._definitions import Step
 from .._durations import seconds
 from .._errors import DurableError, StepInterrupted, from_database
@@ -49,15 +50,16 @@ class AsyncEngine:
         self._telling: set[asyncio.Future[Any]] = set()
         # Opened by the first transactional step.
         self.async_pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
-            dsn,
+            conninfo(dsn),
             min_size=0,
             max_size=max_transactions,
             open=False,
-            configure=configure_async,
+            configure=configure_for_steps_async,
             reset=_forget_row_factory_async,
         )
         self.pool: ConnectionPool[psycopg.Connection[Any]] = ConnectionPool(
-            dsn, min_size=0, max_size=max_transactions, open=False, configure=configure, reset=_forget_row_factory
+            conninfo(dsn), min_size=0, max_size=max_transactions, open=False, configure=configure_for_steps,
+            reset=_forget_row_factory,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -87,7 +89,7 @@ class AsyncEngine:
     async def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         """Returns when the output is stored; raises Stored when another outcome was first."""
         waiter = self.loop.create_future()
-        self._writer.checkpoint(Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter))
+        self._writer.checkpoint(Checkpoint(run, name, output, attempt, elapsed_ms, waiter))
         try:
             settle(await waiter)
         except DurableError as error:
@@ -180,10 +182,10 @@ class AsyncEngine:
     async def child_outputs(self, first: str) -> list[str | None]:
         return [output for (output,) in await self._call(calls.CHILD_RESULTS, (first,))]
 
-    async def step_output(self, run: Run, name: str) -> str | None:
+    async def step_outcome(self, run: Run, name: str) -> Stored:
+        """The outcome of a step that has one."""
         rows = await self._call(calls.STEP_RESULT, (run.workflow_id, name))
-        output: str | None = rows[0][1]
-        return output
+        return Stored(rows[0][1], rows[0][2])
 
     async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
@@ -264,9 +266,7 @@ class ThreadEngine:
 
     def checkpoint(self, run: Run, name: str, output: str, attempt: int, elapsed_ms: int) -> None:
         waiter = _ThreadWaiter()
-        self.post(
-            self._writer.checkpoint, Checkpoint(run.workflow_id, run.lease, name, output, attempt, elapsed_ms, waiter)
-        )
+        self.post(self._writer.checkpoint, Checkpoint(run, name, output, attempt, elapsed_ms, waiter))
         settle(waiter.wait())
 
     def post(self, call: Callable[[Any], None], argument: Any) -> None:
@@ -325,6 +325,6 @@ class ThreadEngine:
         outputs: list[str | None] = on_loop(self._engine.loop, self._engine.child_outputs(first))
         return outputs
 
-    def step_output(self, run: Run, name: str) -> str | None:
-        output: str | None = on_loop(self._engine.loop, self._engine.step_output(run, name))
-        return output
+    def step_outcome(self, run: Run, name: str) -> Stored:
+        outcome: Stored = on_loop(self._engine.loop, self._engine.step_outcome(run, name))
+        return outcome

@@ -21,6 +21,16 @@ class BodyExited(Exception):
     """The body of a step raised SystemExit or KeyboardInterrupt, which asyncio would let end the worker."""
 
 
+class ConnectionLost(Exception):
+    """A transactional step lost its connection in each of its tries."""
+
+    def __init__(self, workflow_id: str, step: str, tries: int, error: BaseException) -> None:
+        super().__init__(
+            f"workflow {workflow_id}, step {step!r}: its connection was lost {tries} times: {error}\n"
+            "HINT: Keep slow work out of the transaction, in a step before it; see the log of Postgres."
+        )
+
+
 async def contained(body: Awaitable[Any]) -> Any:
     """Awaits a body; what would end the process becomes an ordinary exception."""
     try:

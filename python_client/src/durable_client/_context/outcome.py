@@ -6,6 +6,7 @@ import json
 import traceback
 from typing import Any
 
+from .. import _codec
 from .._errors import ChildFailed, DurableError, LeaseLost, StepFailed, WorkflowCancelled, WorkflowNotFound
 from .invoke import BodyTimedOut
 from .run import WorkflowInterrupted
@@ -54,7 +55,7 @@ def error_json(error: BaseException) -> str:
 
 def short_error_json(error: BaseException) -> str:
     """The same in a few hundred bytes, for when the whole cannot be stored."""
-    return json.dumps({"type": _type_name(error)[:200], "message": _storable(_message(error))[:200]})
+    return json.dumps({"type": _storable(_type_name(error))[:200], "message": _storable(_message(error))[:200]})
 
 
 def in_short(error: BaseException) -> str:
@@ -85,8 +86,7 @@ def _traceback(error: BaseException) -> str:
     return text if len(text) <= _LONGEST_TEXT else "…" + text[-_LONGEST_TEXT:]
 
 
-def _storable(value: Any) -> Any:
-    """Text without what jsonb refuses: NUL characters and halves of surrogate pairs."""
-    if not isinstance(value, str):
-        return value
-    return value.replace("\x00", "\ufffd").encode(errors="replace").decode()[: _LONGEST_TEXT + 1]
+def _storable(value: Any) -> str:
+    """The beginning of a text, without what jsonb refuses: NUL characters and halves of surrogate pairs."""
+    text = value if isinstance(value, str) else _codec.text_of(value)
+    return text[: _LONGEST_TEXT + 1].replace("\x00", "\ufffd").encode(errors="replace").decode()

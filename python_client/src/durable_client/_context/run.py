@@ -30,14 +30,43 @@ class WorkflowInterrupted(BaseException):
 
 
 class Misfit(WorkflowInterrupted):
-    """The stored result of a step does not fit its type: the code has changed, and somebody has to look.
+    """The stored result of a step does not fit the code, or cannot be read: somebody has to look.
 
     ``difference`` is the reason of the pause.
     """
 
     def __init__(self, difference: str) -> None:
         super().__init__(None)
-        self.difference = difference
+        # It may quote a stored value, or the code, at any length; and Postgres does not take all of Unicode.
+        short = difference if len(difference) <= _LONGEST_REASON else difference[: _LONGEST_REASON - 1] + "…"
+        self.difference = short.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def read(text: str | None, step: str, what: str = "the stored output") -> Any:
+    """The value of JSON text that is stored of a step, or raises Misfit."""
+    return readable(_codec.parse_or_mark(text, what), step)
+
+
+def readable(value: Any, step: str) -> Any:
+    """A value that was parsed before, or raises Misfit in place of one that could not be."""
+    if isinstance(value, _codec.Unreadable):
+        raise Misfit(
+            f"step {step!r}: {value.error.message}\nFork the workflow with another output for this step, or let a "
+            "worker in another language run it, and resume."
+        )
+    return value
+
+
+@contextmanager
+def as_stored(step: str) -> Iterator[None]:
+    """For code that takes apart the stored output of a step: raises Misfit when that is of another shape."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise Misfit(
+            f"step {step!r}: the stored output is not what such a step ends with: {error!r}\nMend the code and resume, "
+            "or fork with another output."
+        ) from error
 
 
 def fit(value: Any, decode: _codec.Decoder | None, subject: str, annotation: Callable[[], Any]) -> Any:
@@ -68,6 +97,8 @@ class StepInfo:
         """True when the workflow was cancelled or taken away: a long step in a thread looks here and stops."""
         return self._interruption() is not None
 
+
+_LONGEST_REASON = 5000
 
 # A run with more steps gets a warning: each replay reads all of them.
 LONG_RUN = 10_000
@@ -102,9 +133,10 @@ class Run:
         self.name = claimed.name
         self.attempt = claimed.attempt
         self.claimed_at = time.monotonic()
-        self.replay: dict[str, StoredStep] = stored_steps(claimed.steps)
+        # What ``load`` reads of the steps that are stored.
+        self.replay: dict[str, StoredStep] = {}
         # Names of the steps that failed for good, in the order in which that was stored.
-        self.failed = [name for name, step in self.replay.items() if step.status == "error"]
+        self.failed: list[str] = []
         # Steps under way: name -> (monotonic start, attempt). The heartbeat reports the long ones.
         self.running: dict[str, tuple[float, int]] = {}
         # Names of the steps that the code waits for, also between two attempts: while there are any, it does not park.
@@ -116,6 +148,11 @@ class Run:
         self._interruption: WorkflowInterrupted | None = None
         # What is called when the code must stop, to make it hear of that at once.
         self.hooks: list[Callable[[], object]] = []
+
+    def load(self) -> None:
+        """Reads the stored steps: where an exception ends this run, and not whoever starts it."""
+        self.replay = stored_steps(self.claimed.steps)
+        self.failed = [name for name, step in self.replay.items() if step.status == "error"]
 
     def unique(self, name: str) -> str:
         """The name of the next call of a step: the name itself, then ``#2``, ``#3``… in call order."""
@@ -191,3 +228,7 @@ class Wait:
         self.timeout = timeout
         self.until = until
         self.waiter = waiter
+
+    @property
+    def subject(self) -> str:
+        return f"workflow {self.run.workflow_id}, step {self.step!r}"

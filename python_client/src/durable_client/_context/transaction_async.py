@@ -6,6 +6,7 @@ Written by hand; the plain twin, ``transaction.py``, is generated from it by ``t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -18,15 +19,32 @@ from .._client import calls
 from .._client.link import connection_lost, pause, transient
 from .._definitions import Step
 from .._errors import StepInterrupted, from_database, from_outcome
-from .invoke import contained
+from .invoke import ConnectionLost, contained
 from .outcome import Stored, for_owner
 from .run import Run
 
+log = logging.getLogger("durable")
+
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+_LONGEST_PAUSE = 1.0
+# How often the body runs in one attempt of the step: when it meets others (40001, 40P01, 53, 55P03) or its connection
+# is lost, and when it makes its connection time out (25P03, 25P04), which it will do again.
+_MOST_TRIES = 20
+_MOST_TIMEOUTS = 5
 
 
 class _AlreadyDone(Exception):
     """The step has an outcome, so its transaction is rolled back."""
+
+
+class _Try:
+    """One run of the transaction: how far it came, and what became of its connection."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.is_in_body = False
+        self.is_lost = False
 
 
 async def run_transaction_async(
@@ -35,37 +53,76 @@ async def run_transaction_async(
     """Runs ``step`` with a connection, and commits what it did together with its checkpoint, exactly once.
 
     Serialization failures and deadlocks run the whole of it again; so does a lost connection, for the database then
-    knows whether the commit took place.
+    knows whether the commit took place. While the server is away it waits. Raises ConnectionLost when the body has
+    lost its connection too often.
     """
-    tries = 0
+    waits = tries = timeouts = 0
     while True:
         run.check()
+        this = _Try()
         conn: psycopg.AsyncConnection[Any] | None = None
         try:
             async with pool.connection() as conn:
-                return await _once(conn, run, step, name, attempt, args, kwargs)
+                return await _once(conn, this, run, step, name, attempt, args, kwargs)
         except psycopg.Error as error:
+            state = error.sqlstate or ""
             # Without a connection, the pool had none to give: the server is away, or all are in use.
-            lost = conn is None or connection_lost(error, conn.closed)
-            if not lost and not (transient(error) and error.sqlstate != "57014" and tries < 20):
+            passes = conn is None or this.is_lost or (transient(error) and not (state == "57014" and this.is_in_body))
+            if not passes:
                 raise
-            await asyncio.sleep(pause(tries))
-            tries += 1
+            if not this.has_begun:
+                waits += 1
+                log.debug("workflow %s (%s), step %r waits to begin: %s", run.workflow_id, run.name, name, error)
+                await asyncio.sleep(pause(waits, _LONGEST_PAUSE))
+                continue
+            # That the whole server has crashed (57P02) is not the doing of this body.
+            tries += state != "57P02"
+            timeouts += state in ("25P03", "25P04")
+            if tries >= _MOST_TRIES or timeouts >= _MOST_TIMEOUTS:
+                if this.is_lost:
+                    raise ConnectionLost(run.workflow_id, name, tries, error) from error
+                raise
+            log.warning(
+                "workflow %s (%s), step %r: its transaction is run again: %s",
+                run.workflow_id, run.name, name, str(error).partition("\n")[0],
+            )  # fmt: skip
+            await asyncio.sleep(pause(tries, _LONGEST_PAUSE))
 
 
 async def _once(
-    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
-) -> Any:
+    conn: psycopg.AsyncConnection[Any], this: _Try, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any,
+    kwargs: Any,
+) -> Any:  # fmt: skip
     try:
-        return await _in_transaction(conn, run, step, name, attempt, args, kwargs)
-    except _AlreadyDone:
-        row = await _call(conn, calls.STEP_RESULT, (run.workflow_id, name))
-        raise Stored(row[1], row[2]) from None
+        try:
+            return await _in_transaction(conn, this, run, step, name, attempt, args, kwargs)
+        except _AlreadyDone:
+            row = await _call(conn, calls.STEP_RESULT, (run.workflow_id, name))
+            raise Stored(row[1], row[2]) from None
+    except psycopg.Error as error:
+        # Before the connection goes back to the pool, where others get it.
+        this.is_lost = conn.closed or (not this.has_begun and await _leads_nowhere(conn, error))
+        raise
+
+
+async def _leads_nowhere(conn: psycopg.AsyncConnection[Any], error: psycopg.Error) -> bool:
+    """Whether a transaction could not begin because the server has become a standby, say behind a pooler."""
+    if not isinstance(error, psycopg.errors.FeatureNotSupported | psycopg.errors.ReadOnlySqlTransaction):
+        return connection_lost(error, conn.closed)
+    try:
+        await conn.rollback()
+        is_standby = bool((await _call(conn, calls.IN_RECOVERY, ()))[0])
+    except psycopg.Error:
+        is_standby = True
+    if is_standby:
+        await conn.close()
+    return is_standby
 
 
 async def _in_transaction(
-    conn: psycopg.AsyncConnection[Any], run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any, kwargs: Any
-) -> Any:
+    conn: psycopg.AsyncConnection[Any], this: _Try, run: Run, step: Step[Any, Any], name: str, attempt: int, args: Any,
+    kwargs: Any,
+) -> Any:  # fmt: skip
     started = time.monotonic()
     async with conn.transaction():
         try:
@@ -74,7 +131,9 @@ async def _in_transaction(
             if error.sqlstate != StepInterrupted.code:
                 raise
             raise _AlreadyDone from None
+        this.has_begun = this.is_in_body = True
         value = await contained(step.function(conn, *args, **kwargs))
+        this.is_in_body = False
         subject = f"workflow {run.workflow_id}, step {name!r}: its output"
         text = _codec.encode(value, subject)
         result = _codec.round_trip(value, text, step.decode)
@@ -90,7 +149,7 @@ async def _in_transaction(
 async def _call(conn: psycopg.AsyncConnection[Any], query: str, parameters: Any) -> tuple[Any, ...]:
     try:
         # The body may have set a row factory of its own.
-        row = await (await conn.cursor(row_factory=tuple_row).execute(query, parameters)).fetchone()
+        row = await (await conn.cursor(row_factory=tuple_row, binary=True).execute(query, parameters)).fetchone()
     except psycopg.Error as error:
         mapped = from_database(error)
         if mapped is None:

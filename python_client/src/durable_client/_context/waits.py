@@ -7,17 +7,18 @@ what it waits for has come, by any worker. While steps are under way beside a wa
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
+from .. import _codec
 from .._client import calls
 from .._client.link import Link
-from .._errors import from_database, from_outcome, step_failed
+from .._errors import DurableError, from_database, from_outcome, step_failed
 from .outcome import for_owner
-from .run import Run, Wait, WorkflowInterrupted
+from .run import Run, Wait, WorkflowInterrupted, read
 
 # One call takes the waits of at most this many workflows.
 _MOST_RUNS = 500
@@ -92,6 +93,11 @@ class Waits:
         try:
             outcomes = await self._call(waits, parks) if waits else []
             parked = self._settle_all(waits, outcomes)
+        except Exception as error:
+            # A mistake in here must not leave anyone waiting.
+            parked = []
+            for wait in waits:
+                _tell(wait, _cannot_wait(wait, error))
         finally:
             for run in runs:
                 gate, run.gate = run.gate, None
@@ -101,7 +107,8 @@ class Waits:
             self._go_on(run)
         if parked:
             # What came while they were parked need not wait for the next tick.
-            await self._link.execute(calls.RECHECK, (calls.plain_array(parked),))
+            with suppress(psycopg.Error):
+                await self._link.execute(calls.RECHECK, (calls.plain_array(parked),))
 
     def _settle_all(self, waits: list[Wait], outcomes: list[Any]) -> list[str]:
         """Tells the waiters what has come; returns the workflows that were parked, but for those that only sleep."""
@@ -112,17 +119,13 @@ class Waits:
                 continue
             code, output, error = outcome
             if code in ("ok", "timeout", "exists"):
-                if error is not None:
-                    _tell(wait, step_failed(wait.run.workflow_id, wait.step, json.loads(error)))
-                else:
-                    _tell(wait, None if output is None else json.loads(output))
+                _tell(wait, _outcome_of(wait, output, error))
             elif code == "parked":
                 wait.run.interrupt(None)
                 if wait.conditions != "[]":
                     parked[wait.run.workflow_id] = None
             elif code != "waiting":
-                subject = f"workflow {wait.run.workflow_id}, step {wait.step!r}"
-                _tell(wait, for_owner(from_outcome(code, subject)))
+                _tell(wait, for_owner(from_outcome(code, wait.subject)))
         return list(parked)
 
     def _go_on(self, run: Run) -> None:
@@ -137,15 +140,32 @@ class Waits:
         """For each wait (outcome, output, error), or an exception."""
         try:
             rows = await self._link.execute(calls.WAIT, _parameters(waits, parks))
-        except psycopg.Error as error:
-            # Something in the batch cannot be passed to Postgres. One by one, its neighbours pass.
+        except Exception as error:
+            # Something in the batch is not for Postgres, or too much for it. One by one, its neighbours pass.
             if len({wait.run for wait in waits}) == 1:
-                return [for_owner(from_database(error) or error)] * len(waits)
+                return [_cannot_wait(wait, error) for wait in waits]
             outcomes: list[Any] = []
             for run in dict.fromkeys(wait.run for wait in waits):
                 outcomes += await self._call([wait for wait in waits if wait.run is run], parks)
             return outcomes
         return [row[1:] for row in sorted(rows)]
+
+
+def _cannot_wait(wait: Wait, error: Exception) -> BaseException:
+    known = from_database(error) if isinstance(error, psycopg.Error) else None
+    kind = DurableError if known is None else type(known)
+    hint = "Correct what it waits for, or what came of it, and retry the workflow." if known is None else known.hint
+    return for_owner(kind(f"{wait.subject}: it cannot wait: {error if known is None else known.message}", hint=hint))
+
+
+def _outcome_of(wait: Wait, output: str | None, error: str | None) -> Any:
+    """What the waiter gets; what cannot be read is for this one waiter, too."""
+    try:
+        if error is not None:
+            return step_failed(wait.run.workflow_id, wait.step, _codec.parse_error(error, "the stored error"))
+        return read(output, wait.step, "what has come")
+    except (WorkflowInterrupted, Exception) as unreadable:
+        return unreadable
 
 
 def _tell(wait: Wait, outcome: Any) -> None:

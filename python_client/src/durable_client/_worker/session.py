@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 
 from .._client import calls
-from .._client.link import connection_lost, is_direct, keeps_backend, pause
+from .._client.connection import BinaryCursor, Standby, configure_session, conninfo, keeps_backend
+from .._client.link import LONGEST_TROUBLE_PAUSE, Trouble, connection_lost, pause, transient
 
 log = logging.getLogger("durable")
 
@@ -57,6 +58,8 @@ class Session(threading.Thread):
         self._channel = ""
         # Whether all that this connection asks comes to one backend, which can hold the lock and listen.
         self._keeps_backend = True
+        self._is_attached = False
+        # Set also when the thread ends.
         self._attached = threading.Event()
         self._refusal: psycopg.Error | None = None
 
@@ -75,21 +78,35 @@ class Session(threading.Thread):
             raise self._refusal
 
     def run(self) -> None:
+        try:
+            self._hold()
+        finally:
+            self._attached.set()
+
+    def _hold(self) -> None:
         tries = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
-                with psycopg.connect(self._dsn, autocommit=True, application_name="durable session") as conn:
+                with psycopg.connect(
+                    conninfo(self._dsn), autocommit=True, application_name="durable session",
+                    cursor_factory=BinaryCursor,
+                ) as conn:  # fmt: skip
                     self._channel = ""
-                    backend = conn.execute(calls.BACKEND).fetchone()
-                    self._keeps_backend = is_direct(conn, backend) or keeps_backend(conn, self._dsn)
+                    self._keeps_backend = configure_session(conn) or keeps_backend(conn, self._dsn)
                     if not self._keeps_backend:
                         conn.prepare_threshold = None
-                    self._keep(conn)
+                    try:
+                        self._keep(conn)
+                    except psycopg.errors.FeatureNotSupported:
+                        # What a standby says of unlogged tables; the server may have become one.
+                        if conn.execute(calls.IN_RECOVERY).fetchall()[0][0]:
+                            raise Standby from None
+                        raise
             except psycopg.Error as error:
-                if not self._attached.is_set() and error.sqlstate and not connection_lost(error, False):
+                passes = connection_lost(error, False) or transient(error)
+                if not self._is_attached and error.sqlstate and not passes:
                     self._refusal = error
-                    self._attached.set()
                     return
                 if not self._stopping.is_set():
                     if time.monotonic() - began > _STEADY:
@@ -101,15 +118,30 @@ class Session(threading.Thread):
                     tries += 1
 
     def _keep(self, conn: psycopg.Connection[Any]) -> None:
-        self._attach(conn)
-        self._attached.set()
+        trouble = Trouble(f"worker {self._worker}, its session")
+        tries = 0
+        is_new = True
         next_beat = time.monotonic()
         while not self._stopping.is_set():
             if time.monotonic() >= next_beat:
-                self._heartbeat(conn)
-                # Also after this worker was declared dead: it comes back under a new number, and a new channel.
-                self._attach(conn)
-                next_beat = time.monotonic() + self._beat
+                try:
+                    if is_new:
+                        self._attach(conn)
+                        is_new, self._is_attached = False, True
+                        self._attached.set()
+                    self._heartbeat(conn)
+                    # Also after this worker was declared dead: it comes back under a new number, and a new channel.
+                    self._attach(conn)
+                except psycopg.Error as error:
+                    if conn.closed or not transient(error):
+                        raise
+                    trouble.met(error, tries)
+                    tries += 1
+                    next_beat = time.monotonic() + pause(tries, LONGEST_TROUBLE_PAUSE)
+                else:
+                    trouble.over()
+                    tries = 0
+                    next_beat = time.monotonic() + self._beat
             wait = max(0.0, min(_LOOK, next_beat - time.monotonic()))
             if not self._keeps_backend:
                 self._stopping.wait(wait)
@@ -117,13 +149,13 @@ class Session(threading.Thread):
             # A list, for the generator keeps the connection to itself until it is exhausted.
             for notification in list(conn.notifies(timeout=wait, stop_after=1)):
                 if notification.payload == "cancel":
-                    self._heartbeat(conn)
+                    next_beat = time.monotonic()
                 else:
                     self._on_bell()
 
     def _attach(self, conn: psycopg.Connection[Any]) -> None:
         if not self._keeps_backend:
-            if not self._attached.is_set():
+            if not self._is_attached:
                 log.info("worker %s: through a pooler only its lease counts, and it polls for work", self._worker)
             return
         row = conn.execute(calls.ATTACH, (self._worker, self._queues), prepare=True).fetchone()

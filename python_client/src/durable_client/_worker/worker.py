@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import os
 import random
@@ -15,14 +14,14 @@ import uuid
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from .. import _codec
 from .._client import calls
 from .._client.calls import Claimed
-from .._client.link import Link
+from .._client.link import LONGEST_TROUBLE_PAUSE, Link, passes, pause
 from .._client.schema import check_version
 from .._context.context import Context
 from .._context.context_async import AsyncContext
@@ -30,7 +29,7 @@ from .._context.engine import AsyncEngine, ThreadEngine
 from .._context.outcome import error_json, for_owner, in_short, short_error_json
 from .._context.run import Misfit, Run, WorkflowInterrupted
 from .._context.waits import Waits
-from .._context.writer import Completion, Writer
+from .._context.writer import Completion, Failure, Writer, lost_by
 from .._definitions import App, Workflow
 from .._durations import Duration, seconds
 from .._errors import DurableError, InvalidArgument, StepInterrupted, from_outcome, translated
@@ -38,6 +37,8 @@ from .._threads import DaemonThreads
 from .session import Session
 
 log = logging.getLogger("durable")
+
+T = TypeVar("T")
 
 # Milliseconds between the turns of two workers at ticking.
 _TURN = 500
@@ -119,15 +120,13 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         async with AsyncExitStack() as opened:
-            links = await self._unless_stopped(self._open(opened))
-            if not links:
+            with translated():
+                found = await self._unless_stopped(self._open(opened))
+            if found is None:
                 return
-            self._link, *writers = links
+            (self._link, *writers), lease = found
             # A claim would have to wait for a tick on its connection; a flush takes the other writer.
             self._tick_link = writers[0]
-            with translated():
-                check_version((await self._link.execute(calls.VERSION))[0])
-                lease = (await self._link.execute(calls.LEASE_SECONDS))[0][0]
             self._writer = Writer(writers)
             bodies = DaemonThreads("durable-step", 2 * self._concurrency)
             submitted = DaemonThreads("durable-submit", 2 * self._concurrency)
@@ -146,46 +145,52 @@ class Worker:
             opened.callback(session.stop)
             session.start()
             with translated():
-                await asyncio.to_thread(session.wait_until_attached)
+                await self._unless_stopped(asyncio.to_thread(session.wait_until_attached))
             log.info("worker %s: ready, queues %s, %d at a time", self.name, ", ".join(self.queues), self._concurrency)
             await self._work(session)
         log.info("worker %s: stopped", self.name)
 
-    async def _open(self, opened: AsyncExitStack) -> list[Link]:
+    async def _open(self, opened: AsyncExitStack) -> tuple[list[Link], float]:
+        """The links, and the length of a lease in seconds."""
         links = [Link(self._dsn, name) for name in ("control", "writer", "writer")]
         for link in links:
             opened.push_async_callback(link.close)
             await link.connect()
-        return links
+        check_version((await links[0].execute(calls.VERSION))[0])
+        return links, (await links[0].execute(calls.LEASE_SECONDS))[0][0]
 
-    async def _unless_stopped(self, opening: Coroutine[Any, Any, list[Link]]) -> list[Link]:
-        """The links, or none when the worker is to stop before there is a database."""
-        tasks = opened, stopped = self._loop.create_task(opening), self._loop.create_task(self._stopped.wait())
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, T]) -> T | None:
+        """What starting comes to; None when the worker is to stop before there is a database."""
+        tasks = started, stopped = self._loop.create_task(starting), self._loop.create_task(self._stopped.wait())
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return opened.result() if opened.done() else []
+            return started.result() if started.done() else None
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(opened, stopped, return_exceptions=True)
+            await asyncio.gather(started, stopped, return_exceptions=True)
 
     async def _work(self, session: Session) -> None:
         loops = [self._loop.create_task(self._claim_loop()), self._loop.create_task(self._tick_loop())]
+        stopped: asyncio.Task[Any] = self._loop.create_task(self._stopped.wait())
         try:
-            stopped = self._loop.create_task(self._stopped.wait())
-            done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in loops:
+                if task.done() and task.exception() is not None:
+                    log.error("worker %s: cannot go on: %s", self.name, task.exception())
             self.stop()
             # For the answer to a claim, which does not come while Postgres is away.
-            for ended in (await asyncio.wait([loops[0]], timeout=_LAST_WORDS))[0]:
-                ended.result()
+            await asyncio.wait([loops[0]], timeout=_LAST_WORDS)
             loops[0].cancel()
             await self._finish_or_release(session)
-            for task in done:
-                task.result()
         finally:
-            for task in loops:
+            for task in [*loops, stopped]:
                 task.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            ends = await asyncio.gather(*loops, stopped, return_exceptions=True)
+        with translated():
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
 
     # Claiming
 
@@ -253,11 +258,19 @@ class Worker:
         return await self._link.execute(calls.RECLAIM, (self.name, calls.plain_array(known)))
 
     async def _tick_loop(self) -> None:
+        # Parts that others are in the way of, which is said once.
+        refused: set[str] = set()
         while not self._stopping:
             report = (await self._tick_link.execute(calls.TICK, (self.name,)))[0][0]
             for part, done in report.items():
-                if isinstance(done, dict):
-                    log.error("worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
+                if not isinstance(done, dict):
+                    refused.discard(part)
+                else:
+                    level = logging.ERROR
+                    if passes(done["code"]):
+                        level = logging.DEBUG if part in refused else logging.WARNING
+                        refused.add(part)
+                    log.log(level, "worker %s: %s failed: %s (%s)", self.name, part, done["error"], done["code"])
             turn, due = report["turn_in_ms"], report.get("next_in_ms")
             # What falls due before the next turn is for a few of the workers, not for all at once.
             if due is not None and due < turn and random.random() < 3 * _TURN / turn:
@@ -288,6 +301,7 @@ class Worker:
 
     async def _run_async(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
+            run.load()
             output = await workflow.function(AsyncContext(run, self._engine), *self._input(run, workflow))
             run.check()
             self._complete((run, self._encode(run, output)))
@@ -304,6 +318,7 @@ class Worker:
     def _run_in_thread(self, run: Run, workflow: Workflow[..., Any]) -> None:
         try:
             run.check()
+            run.load()
             output = workflow.function(Context(run, self._thread_engine), *self._input(run, workflow))
             run.check()
             self._thread_engine.post(self._complete, (run, self._encode(run, output)))
@@ -324,8 +339,9 @@ class Worker:
             return ()
         if run.claimed.input is None and workflow.input_has_default:
             return ()
-        value = None if run.claimed.input is None else json.loads(run.claimed.input)
-        return (_codec.decode(value, workflow.decode_input, f"workflow {run.workflow_id} ({run.name}): the input"),)
+        subject = f"workflow {run.workflow_id} ({run.name}): the input"
+        value = None if run.claimed.input is None else _codec.parse(run.claimed.input, subject)
+        return (_codec.decode(value, workflow.decode_input, subject),)
 
     def _encode(self, run: Run, output: Any) -> str:
         return _codec.encode(output, f"workflow {run.workflow_id} ({run.name}): its output")
@@ -334,7 +350,7 @@ class Worker:
         run, output = end
         waiter = self._loop.create_future()
         waiter.add_done_callback(lambda done: self._completed(run, done.exception()))
-        self._writer.complete(Completion(run.workflow_id, run.lease, output, waiter))
+        self._writer.complete(Completion(run, output, waiter))
 
     def _completed(self, run: Run, error: BaseException | None) -> None:
         end = None if error is None else for_owner(error)
@@ -344,47 +360,63 @@ class Worker:
             self._fail((run, end))
 
     def _fail(self, end: tuple[Run, BaseException]) -> None:
-        task = self._loop.create_task(self._report_failure(*end))
+        self._see_off(end[0], self._report_failure(*end))
+
+    def _see_off(self, run: Run, telling: Coroutine[Any, Any, None]) -> None:
+        """Ends a run of which the database has yet to be told."""
+        task = self._loop.create_task(self._until_told(run, telling))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _until_told(self, run: Run, telling: Coroutine[Any, Any, None]) -> None:
+        """However the database answers, the run does not stay: it is reported, else given back, else lost."""
+        tries = 0
+        while True:
+            try:
+                await telling
+                return self._ended(run, None)
+            except WorkflowInterrupted as interrupted:
+                return self._ended(run, interrupted)
+            except Exception as refused:
+                if tries == 0:
+                    log.exception("workflow %s (%s): it cannot be given back, trying again", run.workflow_id, run.name)
+                else:
+                    log.debug("workflow %s (%s): it cannot be given back: %s", run.workflow_id, run.name, refused)
+            await asyncio.sleep(pause(tries, LONGEST_TROUBLE_PAUSE))
+            tries += 1
+            if (lost := lost_by(run)) is not None:
+                return self._ended(run, lost)
+            telling = self._release([run.claimed])
+
     async def _report_failure(self, run: Run, error: BaseException) -> None:
-        text, short = error_json(error), short_error_json(error)
         log.warning("workflow %s (%s), attempt %d failed: %s", run.workflow_id, run.name, run.attempt, in_short(error))
         # Trying again would not make an input fit, or an output storable, or tell what an interrupted step did.
         retryable = not isinstance(error, InvalidArgument | StepInterrupted)
-        outcome = "WF006"
-        for stored in (text, short):
+        for told in (error_json, short_error_json, _plain_error_json):
             try:
-                outcome = (await self._link.execute(calls.FAIL, (run.workflow_id, run.lease, stored, retryable)))[0][0]
-            except psycopg.Error as refused:
+                waiter = self._loop.create_future()
+                self._writer.fail(Failure(run, told(error), retryable, waiter))
+                await waiter
+            except Exception as refused:
+                end = for_owner(refused)
+                if isinstance(end, WorkflowInterrupted):
+                    raise end from None
                 log.error("workflow %s (%s): its failure cannot be stored: %s", run.workflow_id, run.name, refused)
-            if outcome != "WF006":
-                break
-        if outcome == "WF006":
-            # Rather given back than held for ever by a worker that does nothing with it.
-            await self._release([run.claimed])
-        subject = f"workflow {run.workflow_id}"
-        self._ended(
-            run, WorkflowInterrupted(from_outcome(outcome, subject)) if outcome not in ("ok", "WF006") else None
-        )
+            else:
+                return
+        # Rather given back than held for ever by a worker that does nothing with it.
+        await self._release([run.claimed])
 
     async def _suspend(self, run: Run, misfit: Misfit) -> None:
         log.error("workflow %s (%s): paused: %s", run.workflow_id, run.name, misfit.difference)
         try:
             await self._engine.suspend(run, misfit.difference)
-        except WorkflowInterrupted as interrupted:
-            self._ended(run, interrupted)
         except (DurableError, psycopg.Error) as refused:
-            self._fail((run, refused))
-        else:
-            self._ended(run, None)
+            await self._report_failure(run, refused)
 
     def _ended(self, run: Run, interrupted: WorkflowInterrupted | None) -> None:
         if isinstance(interrupted, Misfit):
-            task = self._loop.create_task(self._suspend(run, interrupted))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._see_off(run, self._suspend(run, interrupted))
             return
         if interrupted is not None and interrupted.reason is not None:
             log.warning("workflow %s (%s): stopped: %s", run.workflow_id, run.name, interrupted.reason.message)
@@ -440,7 +472,8 @@ class Worker:
 
     async def _finish_or_release(self, session: Session) -> None:
         if self._next:
-            with suppress(asyncio.TimeoutError):
+            # What is not given back here is given back by leave.
+            with suppress(asyncio.TimeoutError, psycopg.Error):
                 await asyncio.wait_for(self._release(list(self._next)), _LAST_WORDS)
             self._next.clear()
         with suppress(asyncio.TimeoutError):
@@ -454,13 +487,21 @@ class Worker:
         session.stop()
         await asyncio.to_thread(session.join, _LAST_WORDS)
         try:
-            await asyncio.wait_for(self._writer.drain(), _LAST_WORDS)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._writer.drain(), _LAST_WORDS)
             released = (await asyncio.wait_for(self._link.execute(calls.LEAVE, (self.name,)), _LAST_WORDS))[0][0]
             log.info("worker %s: gave back %d workflows", self.name, released)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, psycopg.Error) as error:
             log.error(
-                "worker %s: Postgres does not answer; what it holds is recovered when its lease runs out", self.name
-            )
+                "worker %s: what it holds is recovered when its lease runs out, for Postgres does not answer: %s",
+                self.name, error or "no answer in time",
+            )  # fmt: skip
+
+
+def _plain_error_json(error: BaseException) -> str:
+    """An error in ASCII alone, for a database that cannot store its text."""
+    kind, text = (ascii(part)[1:-1][:200] for part in (type(error).__name__, in_short(error)))
+    return json.dumps({"type": kind, "message": text})
 
 
 async def run_until_signalled(worker: Worker) -> None:

@@ -1,0 +1,69 @@
+-- The clock of a server can be set back, by a millisecond or by hours: by hand, by NTP, or when a virtual machine moves. What was
+-- written down before is then a time that is yet to come, and whatever looks again at such a time would wait for the clock to come
+-- there. What users set (a delay, a timeout, a wait) is not touched: it ends later by as much as the clock was set back.
+
+-- A schedule for which the clock was ahead fires again at each due time that is yet to come, but for those that started a workflow.
+create function durable._set_schedules_back(p_at timestamptz)
+returns void language plpgsql as $$
+declare
+  v_schedule durable.schedules;
+  v_names text[];
+  v_next timestamptz;
+begin
+  v_names := array(
+    select distinct f.schedule from durable.schedule_firings f where f.handled_at > p_at
+    union
+    select s.name from durable.schedules s where s.changed_at > p_at);
+  for v_schedule in
+    select s.* from durable.schedules s where s.name = any(v_names) and s.error is null order by s.name for update skip locked
+  loop
+    -- Missed or skipped before its time.
+    delete from durable.schedule_firings f
+    where f.schedule = v_schedule.name and f.due_at > p_at and f.outcome in ('missed', 'skipped', 'failed');
+    begin
+      v_next := durable._next_due(v_schedule, p_at);
+      update durable.schedule_firings f
+      set missed_until = nullif(durable._cron_last(durable._parse_cron(v_schedule.cron), f.due_at, p_at, v_schedule.timezone,
+        coalesce(v_schedule.starts_at, 'epoch')), f.due_at)
+      where f.schedule = v_schedule.name and f.missed_until > p_at;
+      update durable.schedules s set next_at = v_next
+      where s.name = v_schedule.name and v_next < coalesce(s.next_at, 'infinity');
+    exception when others then
+      if durable._is_passing(sqlstate) then
+        raise;
+      end if;
+      -- Its time zone is not valid any more, say: the next firing records why.
+    end;
+  end loop;
+end
+$$;
+
+-- For the tick, at p_at: when the clock was set back since the last one, puts right what waits for a time that is yet to come.
+create function durable._set_back(p_at timestamptz)
+returns integer language plpgsql as $$
+declare
+  v_mark durable.line_marks := durable._newest_mark('');
+  v_expiry timestamptz;
+begin
+  if durable._is_ahead(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)), p_at) is not true then
+    return 0;
+  end if;
+  perform durable._set_schedules_back(p_at);
+  v_expiry := p_at + durable._lease();
+  -- A worker that does not live to renew its lease is found to be dead after one lease.
+  update durable.workers w
+  set heartbeat_at = least(w.heartbeat_at, p_at), expires_at = least(w.expires_at, v_expiry),
+    lock_lost_at = case when w.lock_lost_at > p_at then p_at else w.lock_lost_at end,
+    died_at = case when w.died_at > p_at then p_at else w.died_at end
+  where w.worker_id = any(array(
+    select o.worker_id from durable.workers o
+    where o.heartbeat_at > p_at or o.expires_at > v_expiry or o.lock_lost_at > p_at or o.died_at > p_at for update skip locked));
+  update durable.crash_marks m set seen_at = p_at where m.seen_at > p_at;
+  update durable.lines n set look_at = p_at where n.look_at > p_at + n.patience;
+  update durable.wake_marks m set sweep_at = p_at where m.sweep_at > p_at;
+  delete from durable.line_sweeps;
+  delete from durable.history_users u where u.seen_at > p_at;
+  delete from durable.line_marks m where m.queue = '';
+  return 1;
+end
+$$;
