@@ -66,7 +66,7 @@ end
 $$;
 
 -- A standby refuses what writes, with the same code. But what first reads an unlogged table it refuses as a feature that is not
--- supported, and a claim or a tick that finds nothing to do it answers. So they ask: if pg_is_in_recovery() then …
+-- supported, and a claim or a tick that finds nothing to do it answers. So they ask: if pg_is_in_recovery() then ...
 create function durable._refuse_standby()
 returns void language plpgsql as $$
 begin

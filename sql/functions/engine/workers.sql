@@ -67,7 +67,7 @@ begin
 end
 $$;
 comment on function durable.attach(text, text[]) is
-  'Ties a worker to the calling session and returns the channel of its doorbell (LISTEN "…"). The session takes an advisory '
+  'Ties a worker to the calling session and returns the channel of its doorbell (LISTEN "..."). The session takes an advisory '
   'lock; when the session ends while the worker is registered, the process is taken for dead and recovery need not wait '
   'for the lease. Call it again after a reconnect; not through a transaction pooler, where only the lease counts. '
   'Errors: WF005 for an invalid worker or queue name.';
@@ -173,7 +173,7 @@ $$;
 create function durable.release_many(workflow_ids uuid[], leases bigint[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_places durable.place[];
 begin
@@ -208,7 +208,7 @@ comment on function durable.release_many(uuid[], bigint[]) is
 
 create function durable.leave(worker text)
 returns integer language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_worker_id integer := (select w.worker_id from durable.workers w where w.name = leave.worker and w.died_at is null);

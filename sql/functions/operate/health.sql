@@ -134,7 +134,7 @@ begin
   select 'vacuum', 'warning', null,
     format('replication slot %s%s keeps %s transactions back', quote_ident(s.slot_name),
       case when s.active then '' else ', which nobody uses,' end, greatest(age(s.xmin), age(s.catalog_xmin))),
-    'Bring its consumer back, or drop it: select pg_drop_replication_slot(…).'
+    'Bring its consumer back, or drop it: select pg_drop_replication_slot(...).'
   from pg_replication_slots s where greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000;
   if not found then
     return query select * from durable._finding('vacuum', 'ok', 'no transaction is older than 10 minutes');

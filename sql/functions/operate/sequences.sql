@@ -63,7 +63,7 @@ $$;
 -- The sequences whose next number is not above all that the rows have.
 create function durable._sequences_behind()
 returns table (sequence regclass, last_value bigint, needed bigint) language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   return query
   select n.sequence, coalesce(pg_sequence_last_value(n.sequence), 0), n.needed

@@ -262,7 +262,8 @@ begin
   if cardinality(v_passed_over) > 0 then
     v_report := v_report || jsonb_build_object('passed_over', to_jsonb(v_passed_over));
   end if;
-  return v_report || durable._end_tick(worker, v_begin, v_at, v_timers, v_report ->> 'fired' <> '0', v_at_once, v_again);
+  return v_report || durable._end_tick(worker, v_begin, v_at, v_timers, v_report ->> 'fired' <> '0', v_at_once, v_again)
+    || case when durable._sees_commits() then '{}' else jsonb_build_object('isolation', current_setting('transaction_isolation')) end;
 end
 $$;
 comment on function durable.tick(integer, text) is
@@ -273,5 +274,6 @@ comment on function durable.tick(integer, text) is
   'the milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. It waits for nobody: what another transaction holds is for the next call. '
   'Anyone may call it; when it is under way elsewhere it returns '
-  '{"busy": true} at once, unless none has ended for a second. '
+  '{"busy": true} at once, unless none has ended for a second. In a transaction that is repeatable read or serializable '
+  'it drops no history, and the report says so: isolation. '
   'Errors: WF005 when max_workflows is not positive.';

@@ -30,16 +30,11 @@ end
 $$;
 
 -- Whoever has a snapshot from before cannot see who waits by now, and would fail on rows that changed since.
-create function durable._wakes_itself()
-returns boolean language sql stable as $$
-  select current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-$$;
-
 create function durable._wake_receiver()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
-  if durable._wakes_itself() and exists (
+  if durable._sees_commits() and exists (
       select from durable.waits w where w.workflow_id = new.workflow_id and w.kind = 'message' and w.subject = new.topic) then
     perform durable._wake(array[new.workflow_id]);
   end if;
@@ -49,9 +44,9 @@ $$;
 
 create function durable._wake_waiters()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
-  if durable._wakes_itself() and exists (
+  if durable._sees_commits() and exists (
       select from durable.waits w where w.kind = 'event' and w.subject = new.event) then
     -- More than that are for the ticks.
     perform durable._wake(array(
@@ -275,7 +270,7 @@ $$;
 
 create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_last uuid;
@@ -315,7 +310,7 @@ comment on function durable.send(uuid, text, jsonb, text) is
 
 create function durable.emit(event text, payload jsonb default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 begin
   perform durable._require(char_length(event) between 1 and 400,
