@@ -6,6 +6,7 @@ import inspect
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,10 +14,12 @@ import pytest
 from durable_client import AsyncContext, Context, Durable, Retry, SchemaMismatch, WorkflowFailed, current_step
 from durable_client._client.link import passes
 
+from client.test_starting import started
 from client.trouble import Replaced, refusals, refusing
 from client.workers import working
 from clusters import Database
 from engine import Connection, call, rows, value, wait_until
+from pgbouncer import PgBouncer
 
 pytestmark = pytest.mark.pg(15)
 
@@ -177,6 +180,40 @@ def test_a_worker_that_the_database_refuses_can_be_stopped(
     assert time.monotonic() - stopped < 20
 
 
+def test_behind_a_pooler_a_worker_copes_with_limits_that_it_cannot_lift(
+    db: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    conn = db.connect(options="-c statement_timeout=0 -c default_transaction_isolation=read\\ committed")
+    conn.execute(f"alter database {db.name} set statement_timeout = '100ms'".encode())
+    conn.execute(f"alter database {db.name} set default_transaction_isolation = 'serializable'".encode())
+    pooler = PgBouncer(db.cluster, tmp_path, "transaction")
+    app = Durable(pooler.dsn(db.dsn))
+    begun, gate = threading.Barrier(11), threading.Event()
+
+    @app.step
+    def wait(n: int) -> int:
+        begun.wait(30)
+        gate.wait(30)
+        return n
+
+    @app.workflow
+    def run(ctx: Context, n: int) -> int:
+        return ctx.step(wait, n)
+
+    caplog.set_level(logging.DEBUG, logger="durable")
+    value(conn, "select count(durable.enqueue('run', to_jsonb(n))) from generate_series(1, 10) n")
+    with working(app, drain=30):
+        begun.wait(30)
+        with conn.transaction():
+            conn.execute("lock table durable.checkpoints, durable.live_workflows in exclusive mode")
+            gate.set()
+            refused(caplog, 20)
+        wait_until(conn, "select count(*) = 10 from durable.workflows where status = 'completed'")
+    app.close()
+    pooler.close()
+    assert value(conn, "select sum(crashes) + sum(failures) from durable.workflows") == 0
+
+
 def test_an_error_that_ends_the_claim_loop_lets_what_runs_end(
     app: Durable, db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,6 +254,17 @@ def test_an_error_that_ends_the_claim_loop_lets_what_runs_end(
     with pytest.raises(SchemaMismatch, match=r"durable\.claim"):
         work()
     assert value(conn, "select count(*) from durable.live_workflows where lease is not null") == 0
+
+
+def test_an_error_that_ends_the_claim_loop_is_the_status_of_the_command(db: Database, tmp_path: Path) -> None:
+    conn = db.connect()
+    with started(db.dsn, tmp_path / "log") as worker:
+        worker.wait_for("ready")
+        conn.execute("alter function durable.claim rename to claim_no_more")
+        assert worker.wait() == 1
+        for text in ("cannot go on", "gave back 0 workflows", "Error: the schema durable is not installed"):
+            assert text in worker.log()
+        assert "Traceback" not in worker.log()
 
 
 # A run never stays: it is reported, given back, or dropped when its lease is lost.
@@ -367,6 +415,53 @@ def test_a_report_that_somebody_is_in_the_way_of_does_not_outlast_the_drain(hold
     with working(holding, drain=0.1):
         wait_until(conn, "select count(*) = 2 from durable.workflow_steps")
     assert [handle.status() for handle in held] == ["pending"] * 2
+
+
+def test_what_steps_say_of_a_workflow_that_somebody_holds_lets_others_pass(app: Durable, db: Database) -> None:
+    begun, gate = threading.Barrier(4), threading.Event()
+
+    @app.step(at_most_once=True)
+    def once() -> int:
+        return 1
+
+    @app.step(retry=Retry(max_attempts=2, initial="1ms"))
+    def flaky() -> int:
+        if current_step().attempt == 1:
+            raise RuntimeError("once")
+        return 2
+
+    @app.step
+    def wait() -> None:
+        begun.wait(30)
+        gate.wait(30)
+
+    @app.workflow
+    def run(ctx: Context, n: int) -> int:
+        ctx.step(wait)
+        if n == 1:
+            return ctx.step(once)
+        if n == 2:
+            return ctx.step(flaky)
+        ctx.set("n", n)
+        return n
+
+    @app.workflow
+    def quick(ctx: Context, n: int) -> int:
+        return ctx.step(once) + n
+
+    conn = db.connect()
+    with working(app):
+        handles = app.enqueue_many(run, [1, 2, 3])
+        begun.wait(30)
+        with conn.transaction():
+            # As a cancellation does whose transaction is still open.
+            conn.execute("select from durable.live_workflows for update")
+            gate.set()
+            assert [handle.result(timeout=30) for handle in app.enqueue_many(quick, list(range(20)))] == list(
+                range(1, 21)
+            )
+            assert {handle.status() for handle in handles} == {"running"}
+        assert [handle.result(timeout=30) for handle in handles] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("odd", ["half \ud800", "nul \0"])

@@ -200,7 +200,7 @@ comment on function durable.enqueue(text, jsonb, text, text, integer, timestampt
   'Enqueues one workflow in the caller''s transaction and returns its id (UUIDv7). Lower priority numbers run first, '
   '-32768 to 32767; of equal ones those that have begun, then first in, first out, but every fourth is new. The same key for the same workflow name returns the same id and starts '
   'nothing. run_at delays the start. max_attempts counts attempts that end in an error; crashes do not count. timeout runs '
-  'from the first start. tags is a JSON object for your own queries. '
+  'from the first start. tags is a JSON object for your own queries, of at most 16 KB. '
   'Errors: WF003 key belongs to another workflow, WF005 invalid argument, WF006 input too large.';
 
 create function durable.enqueue_many(

@@ -43,9 +43,12 @@ create function durable._set_back(p_at timestamptz)
 returns integer language plpgsql as $$
 declare
   v_mark durable.line_marks := durable._newest_mark('');
+  -- Of a crash, or of a standby that took over, the workers tell.
+  v_last timestamptz := coalesce(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)),
+    (select max(w.heartbeat_at) from durable.workers w));
   v_expiry timestamptz;
 begin
-  if durable._is_ahead(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)), p_at) is not true then
+  if durable._is_ahead(v_last, p_at) is not true then
     return 0;
   end if;
   perform durable._set_schedules_back(p_at);

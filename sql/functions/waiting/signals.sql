@@ -97,20 +97,16 @@ begin
 end
 $$;
 
--- Notes what a tick has seen, and when it looked: at least every five seconds. Another tick may be about to do the same, in a
--- transaction that stays open; then the next one sees all of it again.
-create function durable._mark_tick(p_seen pg_snapshot, p_at timestamptz)
+-- Notes what a tick has seen. Another tick may be about to do the same, in a transaction that stays open; then the next one sees all
+-- of it again.
+create function durable._note_seen(p_seen pg_snapshot)
 returns void language plpgsql as $$
-declare
-  v_mark durable.wake_marks := (select m from durable.wake_marks m);
 begin
-  if v_mark.only_one is null then
-    if pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
-      insert into durable.wake_marks (seen, looked_at) values (p_seen, p_at) on conflict do nothing;
-    end if;
-  elsif v_mark.seen::text is distinct from p_seen::text or v_mark.looked_at not between p_at - interval '5 seconds' and p_at then
-    update durable.wake_marks m set seen = p_seen, looked_at = p_at
+  if exists (select from durable.wake_marks) then
+    update durable.wake_marks m set seen = p_seen
     where m.ctid = any(array(select o.ctid from durable.wake_marks o for update skip locked));
+  elsif pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
+    insert into durable.wake_marks (seen) values (p_seen) on conflict on constraint wake_marks_pkey do nothing;
   end if;
 end
 $$;
@@ -134,7 +130,6 @@ declare
   v_ids uuid[];
   v_late uuid[];
   v_woken uuid[];
-  v_at timestamptz := durable._now();
 begin
   -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
   if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
@@ -142,7 +137,6 @@ begin
   end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
-    perform durable._mark_tick(v_last, v_at);
     return 0;
   end if;
   v_receivers := array(
@@ -198,7 +192,7 @@ begin
   if cardinality(v_ids) < max_workflows then
     -- What is left to be let in stays for the next tick.
     delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
-    perform durable._mark_tick(v_now, v_at);
+    perform durable._note_seen(v_now);
   end if;
   return cardinality(v_woken);
 end

@@ -25,7 +25,10 @@ IDLE = "select durable.idle(%s, %s::text[], %s::text[])"
 ATTACH = "select durable.attach(%s, %s::text[])"
 LEAVE = "select durable.leave(%s)"
 TICK = "select durable.tick(worker => %s)"
-HEARTBEAT = "select workflow_id::text, reason, lease from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
+HEARTBEAT = (
+    "select workflow_id::text, reason, lease"
+    " from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb, pg_catalog.to_timestamp(%s))"
+)
 RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("

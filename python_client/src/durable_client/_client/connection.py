@@ -35,8 +35,7 @@ _ASKING = {
     "intervalstyle": "postgres",
     "idle_session_timeout": "0",
 }
-# A worker repeats what fails, so that limits only make it do work again. lock_timeout stays as it is: a statement that
-# waits for a lock and is refused is sent again after the others.
+# A worker repeats what fails, so that limits only make it do work again.
 _WORKING = _ASKING | {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
@@ -139,7 +138,7 @@ def configure_session(conn: psycopg.Connection[Any]) -> bool:
     return direct
 
 
-async def configure_link(conn: psycopg.AsyncConnection[Any]) -> bool:
+async def configure_link(conn: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> bool:
     """For another connection of a worker. Returns whether it leads to one backend; raises Standby."""
     conn.adapters.register_loader("timestamptz", _UtcLoader)
     backend = (await (await conn.execute(calls.BACKEND)).fetchall())[0]
@@ -147,7 +146,7 @@ async def configure_link(conn: psycopg.AsyncConnection[Any]) -> bool:
         raise Standby
     direct = is_direct(conn, backend)
     if direct:
-        query, *parameters = _set(_WORKING)
+        query, *parameters = _set({**_WORKING, **settings})
         await conn.execute(query, parameters)
     return direct
 

@@ -95,11 +95,12 @@ async def _accepts_connections(dsn: str) -> bool:
 
 class Link:
     """One autocommit connection. Statements are sent one at a time, prepared unless a pooler is between, and again
-    after the connection was lost."""
+    after the connection was lost. ``settings`` are set where it leads to one backend."""
 
-    def __init__(self, dsn: str, name: str) -> None:
+    def __init__(self, dsn: str, name: str, **settings: str) -> None:
         self._dsn = dsn
         self._name = name
+        self._settings = settings
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._trouble = Trouble(f"connection {name}")
@@ -142,7 +143,7 @@ class Link:
             cursor_factory=AsyncBinaryCursor,
         )  # fmt: skip
         try:
-            self.direct = await configure_link(conn)
+            self.direct = await configure_link(conn, self._settings)
         except BaseException:
             await conn.close()
             raise

@@ -138,6 +138,8 @@ def _in_transaction(
         row = _call(conn, calls.CHECKPOINT_ONE, (run.workflow_id, run.lease, name, text, attempt, elapsed))
         if row[0] == "exists":
             raise Stored(row[1], row[2])
+        if row[0] == "busy":
+            raise psycopg.errors.LockNotAvailable("another transaction keeps its checkpoint from being stored")
         if row[0] != "ok":
             raise for_owner(from_outcome(row[0], f"workflow {run.workflow_id}, step {name!r}"))
     return result

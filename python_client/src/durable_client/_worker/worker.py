@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import logging
 import os
 import random
@@ -21,7 +22,7 @@ import psycopg
 from .. import _codec
 from .._client import calls
 from .._client.calls import Claimed
-from .._client.link import LONGEST_TROUBLE_PAUSE, Link, passes, pause
+from .._client.link import LONGEST_TROUBLE_PAUSE, Link, passes, pause, transient
 from .._client.schema import check_version
 from .._context.context import Context
 from .._context.context_async import AsyncContext
@@ -152,7 +153,11 @@ class Worker:
 
     async def _open(self, opened: AsyncExitStack) -> tuple[list[Link], float]:
         """The links, and the length of a lease in seconds."""
-        links = [Link(self._dsn, name) for name in ("control", "writer", "writer")]
+        links = [
+            # What waits for somebody's lock lets others pass, and is sent again.
+            Link(self._dsn, name, lock_timeout="200ms")
+            for name in ("control", "writer", "writer")
+        ]
         for link in links:
             opened.push_async_callback(link.close)
             await link.connect()
@@ -228,14 +233,26 @@ class Worker:
                 await asyncio.sleep(_NAP)
             elif self._has_channel and not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
-                await self._link.execute(
-                    calls.IDLE, (self.name, calls.text_array(self.queues), calls.text_array(self._workflows))
-                )
-                self._announced = True
+                self._announced = await self._announce()
+                poll = _FIRST_POLL
+                if not self._announced:
+                    await asyncio.sleep(pause(5))
             else:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), poll * random.uniform(0.75, 1.25))
                 poll = min(_POLL, 5 * poll)
+
+    async def _announce(self) -> bool:
+        """Asks to be woken; false when somebody is in the way, for then it is better to go on claiming."""
+        try:
+            rows = await self._link.execute(
+                calls.IDLE, (self.name, calls.text_array(self.queues), calls.text_array(self._workflows)), patient=False
+            )
+        except psycopg.Error as error:
+            if not transient(error):
+                raise
+            return False
+        return rows[0][0] is not None
 
     async def _claim(self, free: int) -> list[Claimed]:
         before = self._link.reconnects
