@@ -146,7 +146,7 @@ def live(conn: Connection, *, search_path: str | None = None) -> list[tuple[str,
 
 def _settings(life: Life) -> None:
     for name, given in (
-        ("lease", "1 day 02:00"), ("session_grace", "250 milliseconds"), ("retry_initial", "0 seconds"), ("retry_max", "PT5M"),
+        ("lease", "1 day 02:00"), ("session_grace", "250 milliseconds"), ("restart_grace", "0 seconds"), ("retry_initial", "0 seconds"), ("retry_max", "PT5M"),
         ("retry_backoff", "1.5"), ("max_payload_bytes", "1000000"), ("retention", "30 days"), ("lease", "-1 day 26:00"), ("lease", "soon"),
         ("lease", "1 day 2 hours ago"), ("nothing", "1"), ("event_retention", "1 year 2 mons"),
     ):  # fmt: skip
