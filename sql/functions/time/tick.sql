@@ -139,7 +139,7 @@ begin
         exit;
       end if;
     exception
-    -- Where the default is repeatable read or serializable. No fault of this part: the next tick does it.
+    -- Happens under repeatable read and serializable only. It is not a failure: the next tick retries.
     when serialization_failure then
       v_report := v_report || jsonb_build_object(v_part, 0);
     when others then
