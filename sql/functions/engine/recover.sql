@@ -206,9 +206,9 @@ begin
 end
 $$;
 
--- Ends the transactions of steps that dead workers left open. A host that is gone without a word, or a process that stands still,
--- would keep its workflow locked for hours. Only when the session has been idle for a whole lease: one that still runs SQL is at
--- work. And only while no living worker has the name: one that lost its session is back under another number, and its steps go on.
+-- Terminates sessions in which a dead worker left a transactional step open. Without this, a host that vanished or a stopped
+-- process would block recovery and cancel of its workflow for hours. A session must have been idle for a whole lease, because
+-- one that runs SQL makes progress. A worker that lost only its session is alive under another number, and its steps continue.
 create function durable._end_open_steps(worker_ids integer[])
 returns void language plpgsql as $$
 declare
@@ -222,7 +222,7 @@ begin
       and w.worker_id = any(worker_ids) and w.died_at is not null and w.heartbeat_at < v_silent_since
       and not exists (select from durable.workers a where a.name = w.name and a.died_at is null)
       and exists (select from durable.live_workflows l where l.worker_id = w.worker_id)
-      -- A function, for the view would be joined by reading all sessions. Those of other roles have no state that may be read.
+      -- The function and not the view, which would read all sessions. The state of other roles' sessions may be hidden.
       and exists (
         select from pg_stat_get_activity(k.pid) a
         where a.state in ('idle in transaction', 'idle in transaction (aborted)') and a.state_change < v_silent_since)
@@ -230,7 +230,8 @@ begin
     begin
       perform pg_terminate_backend(v_step.pid);
     exception when insufficient_privilege then
-      raise warning 'worker %: it is dead, but process % may not be ended, where a step of it is still open', v_step.name, v_step.pid
+      raise warning 'worker % is dead, and its step keeps a transaction open in process %, which this role may not terminate',
+          v_step.name, v_step.pid
         using hint = 'Grant pg_signal_backend to the owner of the schema durable.';
     end;
   end loop;

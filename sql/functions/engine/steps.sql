@@ -191,15 +191,15 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 declare
   v_worker_id integer;
 begin
-  -- A host that is gone without a word would keep the row locked for hours: Postgres has to notice within about the time of a lease.
-  -- Over a Unix socket it is 0. What is set to less stays.
+  -- If the client's host vanishes, the server must notice within about a lease, because the row stays locked until then.
+  -- The setting is 0 over a Unix socket. A stricter one is kept.
   if current_setting('tcp_keepalives_idle')::integer > 10 then
     perform set_config('tcp_keepalives_idle', '10', true), set_config('tcp_keepalives_interval', '5', true),
       set_config('tcp_keepalives_count', '3', true), set_config('tcp_user_timeout', '25000', true);
   end if;
   v_worker_id := durable._hold_lease(workflow_id, lease, step_name);
-  -- By the first one recovery finds this transaction when the worker is dead; nobody ever waits for it. Then one at a time, also when
-  -- a call is sent twice: the second one waits here, and finds the checkpoint of the first.
+  -- With the first lock, on which nobody ever waits, recovery finds this session when the worker is dead. The second allows one
+  -- call at a time: when a call is sent twice, the second one waits here, and finds the checkpoint of the first.
   perform pg_advisory_xact_lock_shared(durable._step_lock_class(), v_worker_id),
     pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
   perform durable._raise_done(workflow_id, step_name);

@@ -32,7 +32,7 @@ create view durable.workflow_steps as
     o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
   where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
-    -- What is left of one that has ended is for a tick to delete.
+    -- A tick deletes what is left of workflows that have ended.
     and exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id);
 comment on view durable.workflow_steps is
   'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '

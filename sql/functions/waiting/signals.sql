@@ -131,8 +131,11 @@ declare
   v_late uuid[];
   v_woken uuid[];
 begin
-  -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
-  if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
+  -- At the first tick of a server, which may have been a logical replica. If it was ticked before, its workers give it away.
+  if v_last is null and exists (select from durable._sequences_behind())
+    or random() < 0.01 and exists (
+      select from durable.workers w
+      where w.worker_id > coalesce(pg_sequence_last_value('durable.workers_worker_id_seq'), 0)) then
     perform durable.repair_sequences();
   end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
@@ -295,7 +298,7 @@ begin
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
   values (workflow_id, topic, key, payload, durable._now())
-  -- Of the key alone: a message whose number is taken must not get lost, see durable.repair_sequences().
+  -- Only for a key that is taken. A message whose number is taken must fail, see durable.repair_sequences().
   on conflict (workflow_id, key) where key is not null do nothing;
   return found;
 end
