@@ -54,7 +54,7 @@ class Background:
         self._pool = ThreadPoolExecutor(10)
         self._running: list[Any] = []
 
-    def start(self, work: Callable[[Connection], None], pause: float) -> None:
+    def start(self, work: Callable[[Connection], object], pause: float) -> None:
         conn = self._db.connect()
 
         def loop() -> None:
@@ -246,7 +246,7 @@ def test_40_a_step_of_the_clock_delays_only_what_was_set_before_it(own_cluster: 
         call(conn, "configure", name, "400 days")
     call(conn, "schedule", "each second", "1 second", "fire", queue="fires", overlap="allow")
     with background(db) as threads, ExitStack() as stack:
-        threads.start(lambda conn: tick(conn) and None, 0.1)
+        threads.start(tick, 0.1)
         load = Load(threads)
         stack.enter_context(kept(db, threads))
         waits, lost = [], []
@@ -289,7 +289,7 @@ def test_a_server_that_started_while_the_clock_was_ahead_knows_who_is_gone(own_c
     session.close()
     with background(db) as threads:
         # Long before its lease of two hours and more has run out.
-        threads.start(lambda conn: tick(conn) and None, 0.1)
+        threads.start(tick, 0.1)
         ready(conn, [claimed.workflow_id])
 
 
@@ -327,7 +327,7 @@ def at_work(db: Database) -> tuple[Connection, UUID]:
     enqueue(conn, "other")
     lost = lose(conn, "lost")
     with background(db) as threads:
-        threads.start(lambda conn: tick(conn) and None, 0.1)
+        threads.start(tick, 0.1)
         wait_until(conn, "select count(*) > 0 from durable.schedule_firings where outcome = 'fired'")
     return conn, lost
 
@@ -346,7 +346,7 @@ def test_nothing_that_is_stored_holds_up_what_comes_after_a_step_back(db: Databa
             put_forward(conn, table, columns)
         since = value(conn, "select durable._now()")
         with background(other) as threads:
-            threads.start(lambda conn: tick(conn) and None, 0.1)
+            threads.start(tick, 0.1)
             load = Load(threads)
             set_after(conn)
             ready(conn, [lost])
