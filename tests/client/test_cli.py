@@ -40,7 +40,7 @@ EACH_END = pytest.mark.pg(15, 18)
 DURABLE = str(Path(sys.executable).with_name("durable"))
 COMMANDS = [
     *("install", "worker", "dev", "enqueue", "list", "show", "cancel", "pause", "resume", "retry", "fork"),
-    *("send", "emit", "approvals", "decide"),
+    *("send", "emit", "approvals", "decide", "doctor"),
 ]
 SCHEDULE_COMMANDS = ["list", "show", "apply", "pause", "resume", "trigger", "remove", "backfill"]
 WORKFLOW_FIELDS = {
@@ -647,6 +647,24 @@ def start_worker(db: Database, journal: Journal, tmp_path: Path, monkeypatch: py
     for worker in started:
         worker.close()
     app.close()
+
+
+def test_doctor_tells_what_is_wrong_and_what_to_do_and_fails_when_it_is_critical(cli: Cli, db: Database) -> None:
+    conn = db.connect()
+    conn.execute("delete from durable.tick_marks")
+    done = cli.run("doctor")
+    assert done.returncode == 1
+    assert "critical  ticks: nothing has ticked" in done.stdout
+    assert "Start a worker" in done.stdout
+    call(conn, "tick")
+    assert "ok  ticks: the last one looked" in cli.read("doctor")
+    findings = json.loads(cli.read("doctor", "-o", "json"))["findings"]
+    assert {frozenset(finding) for finding in findings} == {frozenset(["check", "state", "since", "detail", "remedy"])}
+    assert {finding["state"] for finding in findings} <= {"ok", "warning"}
+    # Only a warning: a probe must not end a worker for it.
+    conn.execute("insert into durable.tick_troubles values ('aged', now(), now(), 'XX000', 'a part that fails')")
+    assert "a part that fails" in cli.read("doctor")
+    assert Cli("host=/nowhere dbname=durable").run("doctor").returncode == 1
 
 
 @pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=["one process", "two processes"])
