@@ -266,8 +266,19 @@ class Worker:
         return [each for each in claimed if each.lease not in self._given_back] if self._given_back else claimed
 
     async def _release(self, held: list[Claimed]) -> None:
-        ids, leases = (each.workflow_id for each in held), (each.lease for each in held)
-        await self._link.execute(calls.RELEASE, (calls.plain_array(ids), calls.plain_array(leases)))
+        """Gives workflows back. Returns when none of them is ours any more."""
+        tries = 0
+        while held:
+            ids = calls.plain_array(each.workflow_id for each in held)
+            leases = calls.plain_array(each.lease for each in held)
+            if (await self._link.execute(calls.RELEASE, (ids, leases)))[0][0] == len(held):
+                return
+            # Some were lost before, or somebody holds their rows at this moment.
+            rows = await self._link.execute(calls.HEARTBEAT, (self.name, ids, leases, None, time.time()))
+            gone = {lease for _, _, lease in rows}
+            held = [each for each in held if each.lease not in gone]
+            await asyncio.sleep(pause(tries, LONGEST_TROUBLE_PAUSE))
+            tries += 1
 
     async def _reclaim(self, claimed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """What a claim gave us whose answer was lost."""
