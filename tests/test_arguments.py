@@ -218,6 +218,7 @@ def settings(conn: Connection) -> list[Any]:
     [
         ("no such setting", "1"), (None, "1"),
         ("lease", "0"), ("lease", "500 milliseconds"), ("lease", "soon"), ("lease", "-1 hour"), ("lease", ""),
+        ("lease", "-1 day 30:00"),
         ("lease", "999999 years"), ("restart_grace", "999999 years"), ("session_grace", "-1 second"),
         ("dead_worker_retention", "999999 years"), ("retry_max", "999999 years"),
         ("max_crashes", "0"), ("max_crashes", "1.5"), ("max_crashes", "many"), ("max_crashes", "99999999999999999999"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -90,6 +91,23 @@ def test_the_client_reads_no_other_clock_of_the_database(db: Database) -> None:
     assert {path.name: other.findall(path.read_text()) for path in sources} == {path.name: [] for path in sources}
     for path in CLIENT.rglob("*.py"):
         assert not re.search(r"(?<!_)(?:clock|statement|transaction)_timestamp\(", path.read_text()), path
+
+
+def test_the_client_reads_no_clock_of_its_machine() -> None:
+    """It measures time by the monotonic one, which nobody sets."""
+    readers = {
+        "time": {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime"},
+        "datetime": {"now", "utcnow", "today"},
+    }
+    readers["date"] = readers["datetime"]
+    found = [
+        (path.name, node.lineno)
+        for path in CLIENT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and node.module == "time")
+        or (isinstance(node, ast.Attribute) and node.attr in readers.get(ast.unparse(node.value).split(".")[-1], ()))
+    ]
+    assert found == []
 
 
 def test_all_that_depends_on_time_follows_the_one_clock(db: Database) -> None:

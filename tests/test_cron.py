@@ -347,6 +347,7 @@ def test_two_ways_to_write_the_same(conn: Connection, line: str, same: str) -> N
         ("0.5 seconds", "one or more whole seconds", "The shortest"),
         ("1 month", "months and years", "'0 0 1 * *'"),
         ("5 fortnights", "not an interval", "'30 seconds'"),
+        ("-1 day 30:00", "no minus sign", "'6 hours'"),
         (None, "cron 'NULL'", "Write minute, hour"),
     ],
 )  # fmt: skip

@@ -171,6 +171,18 @@ def test_the_sweep_finds_what_a_wrong_cursor_has_passed(db: Database) -> None:
     claimed_in_the_end(conn, lost)
 
 
+def test_a_cursor_of_a_clock_that_was_set_back_moves_on(db: Database) -> None:
+    conn = db.connect()
+    busy_at = place(conn, enqueue(conn))
+    pass_the_line(conn, busy_at)
+    late = enqueue(conn)
+    ahead = ", ".join(f"{column} = now() + interval '1 hour'" for column in ("next_at", "moved_at", "sweep_at"))
+    set_marks(conn, 1000, ahead)
+    claimed_in_the_end(conn, late)
+    latest = value(conn, "select max(greatest(next_at, moved_at, sweep_at)) from durable.line_marks where queue <> ''")
+    assert latest < value(conn, "select now() + interval '2 minutes'")
+
+
 def test_a_cursor_from_another_server_starts_anew(db: Database) -> None:
     conn = db.connect()
     pass_the_line(conn, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from clusters import Database
 from engine import Connection, call, claim, claim_one, enqueue, refused, rows, value, workflow
+
+pytestmark = pytest.mark.pg(15, 18)
 
 # Arguments by their names, or by their names and types, as they are in an ordinary call.
 ARGUMENTS = {
@@ -145,9 +148,11 @@ def test_nothing_odd_in_any_argument_disturbs_others(db: Database) -> None:
         functions.setdefault(parameter.function, []).append(parameter)
     accepted: set[tuple[str, str, str]] = set()
     for function, named in functions.items():
-        for odd in named:
+        # Failures with another attempt to come, and without.
+        attempts = (1, 2) if function.startswith("fail") else (1,)
+        for odd, max_attempts in product(named, attempts):
             for label, expression, parameter in odd_ones(odd.name, odd.type):
-                workflow_id = enqueue(conn, "w", queue="claimed")
+                workflow_id = enqueue(conn, "w", queue="claimed", max_attempts=max_attempts)
                 lease = dict(rows(conn, "select workflow_id, lease from durable.claim('sql', '{claimed}', 100)"))[
                     workflow_id
                 ]
@@ -170,6 +175,9 @@ def test_nothing_odd_in_any_argument_disturbs_others(db: Database) -> None:
                 else:
                     accepted.add((function, odd.name, label))
             the_others_go_on(conn)
+    failed = "array(select workflow_id from durable.workflows where status = 'failed' limit 10000)"
+    assert value(conn, f"select durable.retry_many({failed})") > 10
+    the_others_go_on(conn)
     # All that is stored can be dumped.
     for view in ("workflows", "workflow_steps", "workflow_state", "approvals", "schedules", "queues", "workers"):
         rows(conn, f"select max(length(v::text)) from durable.{view} v")
@@ -304,6 +312,44 @@ def test_what_is_nested_too_deep_to_be_part_of_another_value_harms_its_workflow_
     the_others_go_on(conn)
 
 
+def test_a_schedule_whose_input_cannot_be_made_does_not_stop_the_others(db: Database) -> None:
+    conn = db.connect()
+    levels = deepest(conn) - 50
+    for name, text in (
+        ("before", '{"at": "{due_at}"}'),
+        ("deep", f'{{"at": "{{due_at}}", "deep": {"[" * levels + "]" * levels}}}'),
+        ("later", "null"),
+    ):
+        conn.execute("select durable.schedule(%s, '1 day', 'scheduled', %s)", [name, text])
+    conn.execute("update durable.schedules set next_at = durable._now()")
+    conn.execute("set max_stack_depth = '1MB'")
+    the_others_go_on(conn)
+    firings = {row.schedule: row for row in rows(conn, "select * from durable.schedule_firings")}
+    assert (firings["before"].outcome, firings["later"].outcome) == ("fired", "fired")
+    assert firings["deep"].outcome == "failed"
+    assert "stack depth" in firings["deep"].reason
+
+
+def test_what_has_come_and_is_too_large_together_ends_its_own_wait_only(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "configure", "max_payload_bytes", "100000")
+    both, neighbor = enqueue(conn, "w"), enqueue(conn, "w")
+    leases = {row.workflow_id: row.lease for row in claim(conn, "worker", 2)}
+    for receiver, size in ((both, 60_000), (neighbor, 30_000)):
+        for topic in ("a", "b"):
+            conn.execute("select durable.send(%s, %s, to_jsonb(repeat('x', %s)))", [receiver, topic, size])
+    topics = '[{"message": "a"}, {"message": "b"}]'
+    outcomes = rows(
+        conn,
+        "select item, outcome from durable.wait_many(%s, %s, '{w,w}', array[%s, %s]::jsonb[], modes => '{all,all}')",
+        [both, neighbor], [leases[both], leases[neighbor]], topics, topics,
+    )  # fmt: skip
+    assert [row.outcome for row in outcomes] == ["WF006", "ok"]
+    # Nothing is lost: it may take one after the other.
+    assert rows(conn, "select count(*) from durable.messages where received_by is null") == [(2,)]
+    the_others_go_on(conn)
+
+
 def test_what_is_large_together_is_left_out(db: Database) -> None:
     conn = db.connect()
     # They compress to little, and are large as text.
@@ -391,14 +437,14 @@ def test_any_value_that_postgres_accepts_goes_through_a_workflow(db: Database) -
     limit_texts(conn)
     taken: set[str] = set()
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.recursive(SCALARS, nested, max_leaves=8))
     def run(text: str) -> None:
         try:
             conn.execute("select %s::jsonb", [text])
         except psycopg.Error:
             return
-        id = str(enqueue(conn, "w"))
+        id = str(enqueue(conn, "w", max_attempts=2))
         lease = dict(rows(conn, "select workflow_id::text, lease from durable.claim('sql', max_workflows => 100)"))[id]
         own = {"id": id, "lease": lease, "v": text}
         for query in (

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clusters import Cluster, Database
+from clusters import Database
 from engine import Connection, advance, call, claim, claim_one, enqueue, kill_worker, rows, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
@@ -1095,30 +1095,20 @@ NUMBERS = {
 
 
 @pytest.mark.pg(15, 16, 17, 18)
-@pytest.mark.parametrize("encoding", ["UTF8", "LATIN1", "SQL_ASCII"])
-def test_lines_have_the_same_numbers_on_every_server(cluster: Cluster, encoding: str) -> None:
-    name = f"lines_{encoding.lower()}"
-    with cluster.connect() as admin:
-        admin.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
-        try:
-            with cluster.connect(name, options="-c client_encoding=UTF8") as conn:
-                conn.execute("create extension durable")
-                for (queue, priority, workflow), expected in NUMBERS.items():
-                    assert number(queue, priority, workflow) == expected
-                    enqueue(conn, workflow, queue=queue, priority=priority)
-                    assert rows(
-                        conn,
-                        "select l.line_id, n.line_id as registered from durable.live_workflows l, durable.lines n"
-                        " where n.name = %s and l.name = n.name",
-                        workflow,
-                    ) == [(expected, expected)]
-                    (claimed,) = claim_names(conn, [workflow], 9, queues=[queue])
-                    call(conn, "release_many", [claimed.workflow_id], [claimed.lease])
-                    assert value(conn, "select line_id from durable.live_workflows where name = %s", workflow) == (
-                        expected + 1
-                    )
-        finally:
-            admin.execute(f"drop database {name} with (force)".encode())
+def test_lines_have_the_same_numbers_on_every_server(db: Database) -> None:
+    conn = db.connect()
+    for (queue, priority, workflow), expected in NUMBERS.items():
+        assert number(queue, priority, workflow) == expected
+        enqueue(conn, workflow, queue=queue, priority=priority)
+        assert rows(
+            conn,
+            "select l.line_id, n.line_id as registered from durable.live_workflows l, durable.lines n"
+            " where n.name = %s and l.name = n.name",
+            workflow,
+        ) == [(expected, expected)]
+        (claimed,) = claim_names(conn, [workflow], 9, queues=[queue])
+        call(conn, "release_many", [claimed.workflow_id], [claimed.lease])
+        assert value(conn, "select line_id from durable.live_workflows where name = %s", workflow) == expected + 1
 
 
 def test_two_kinds_of_work_are_told_apart_where_their_names_run_together(db: Database) -> None:

@@ -462,7 +462,7 @@ def test_a_step_that_may_not_be_ended_is_told_of_and_stops_no_tick(db: Database)
         other.execute(f"drop owned by {role}".encode())
         other.execute(f"drop role {role}".encode())
     (notice,) = notices
-    assert f"process {step.info.backend_pid} may not be ended" in notice
+    assert f"in process {step.info.backend_pid}, which this role may not terminate" in notice
     assert is_open(conn, step)
     assert workflow(conn, workflow_id).status == "running"
 

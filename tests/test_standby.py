@@ -153,13 +153,16 @@ def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(
     database = own_cluster.create_database()
     conn = database.connect()
     conn.execute("create table bookings (n integer)")
-    names = ("once", "step", "transaction", "receives", "asks", "completes", "cancelled", "paused")
+    names = ("once", "step", "transaction", "receives", "asks", "parent", "fails", "completes", "cancelled", "paused")
     ids = {name: enqueue(conn, name) for name in names}
     held = {row.name: row for row in claim(conn, "worker", len(names))}
     leases = {name: row.lease for name, row in held.items()}
     call(conn, "send", ids["receives"], "t", {"n": 1})
     ((approval,),) = call(conn, "request_approval", ids["asks"], leases["asks"], "ask", "may I?")
     in_line = enqueue(conn, "claimed")
+    # Due since the beginning of this hour.
+    call(conn, "schedule", "hourly", "@hourly", "fired", catchup="3 hours")
+    due_at = value(conn, "update durable.schedules set next_at = date_trunc('hour', now()) returning next_at")
     with clusters.standby(own_cluster) as standby:
         caught_up(conn, standby)
         with standby.connect() as there:
@@ -177,6 +180,10 @@ def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(
         call(conn, "start_step", ids["once"], leases["once"], "s")
         call(conn, "checkpoint", ids["step"], leases["step"], "s", {})
         call(conn, "complete", ids["completes"], leases["completes"], {})
+        call(conn, "fail", ids["fails"], leases["fails"], {"type": "Oops", "message": "no luck"})
+        children = call(conn, "start_children", ids["parent"], leases["parent"], "c", "child", [{}])
+        call(conn, "configure", "max_crashes", "7")
+        assert value(conn, "select durable.tick()")["fired"] == 1
         with conn.transaction():
             call(conn, "begin_step", ids["transaction"], leases["transaction"], "s")
             conn.execute("insert into bookings values (1)")
@@ -209,6 +216,12 @@ def test_an_asynchronous_failover_loses_what_was_last_and_nothing_by_halves(
         # A message that was received is received once more, by the same step.
         again = call(conn, "wait", ids["receives"], leases["receives"], "r", Jsonb([{"message": "t"}]))
         assert again == received == [("ok", {"index": 0, "value": {"n": 1}})]
+        # Children are started a second time, and due times fire again.
+        assert value(conn, "select count(*) from durable.workflows where name in ('child', 'fired')") == 0
+        assert call(conn, "start_children", ids["parent"], leases["parent"], "c", "child", [{}]) != children
+        assert value(conn, "select durable.tick()")["fired"] >= 1
+        assert value(conn, "select outcome from durable.schedule_firings where due_at = %s", due_at) == "fired"
+        assert value(conn, "select value = default_value from durable.settings where name = 'max_crashes'")
         # The claim that is gone has no valid lease, and the next one of that place has another.
         with refused("WF002"):
             call(conn, "checkpoint", in_line, claimed.lease, "s")

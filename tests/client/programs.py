@@ -456,6 +456,47 @@ def plain_mixed(ctx: Context, n: int) -> int:
     return sum(future.result() for future in both)
 
 
+# A little of everything, with text that not every encoding has.
+
+TEXT = "größer als 5 € — 価格"
+
+
+@app.step(retry=Retry(max_attempts=3, initial="20ms", backoff=1))
+def stumble(text: str) -> str:
+    if current_step().attempt < 3:
+        raise Refused(f"{text}: attempt {current_step().attempt}")
+    return text
+
+
+@app.step
+def refuse(text: str) -> None:
+    raise Refused(text)
+
+
+@app.workflow
+async def share(ctx: AsyncContext, n: int) -> Any:
+    return await ctx.step(refuse, TEXT) if n == 2 else n
+
+
+@app.workflow
+async def with_text(ctx: AsyncContext, n: int) -> list[Any]:
+    began = await ctx.now()
+    text = await ctx.step(stumble, TEXT)
+    booked = await ctx.transaction(book, n)
+    booked += await ctx.transaction(book_plain, n + 1)
+    await ctx.sleep("20ms")
+    mail = await ctx.receive("mail", timeout="1 minute")
+    news = await ctx.wait_event("news")
+    shares = await ctx.map(share, [0, 1, 2, 3], return_failures=True)
+    results = [str(each.error) if isinstance(each, ChildFailed) else each for each in shares]
+    return [text, booked, mail, news, results, await ctx.now() > began]
+
+
+@app.workflow
+def failing_with_text(ctx: Context, n: int) -> None:
+    ctx.step(refuse, f"{TEXT} {n}")
+
+
 # One of everything, for runs in which somebody is in the way.
 
 

@@ -250,6 +250,20 @@ def test_two_installs_at_once_both_succeed_and_one_of_them_installs(empty: Datab
     assert sorted(answer["installed"] for answer in answers) == [False, False, True]
 
 
+@pytest.mark.parametrize("form", ["extension", "sql"])
+def test_install_refuses_a_database_of_another_encoding_and_says_what_to_do(cluster: Cluster, form: str) -> None:
+    name = f"latin_{uuid.uuid4().hex[:8]}"
+    with cluster.connect() as admin:
+        admin.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0".encode())
+        try:
+            said = Cli(cluster.dsn(name)).fail("install", "--form", form)
+            assert f"durable needs a database with the encoding UTF8; {name} has LATIN1" in said
+            assert "create database NAME encoding 'UTF8'" in said
+            assert "Traceback" not in said
+        finally:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
 @EACH_END
 def test_install_leaves_a_schema_of_that_name_alone_that_is_not_its_own(empty: Database) -> None:
     empty.connect().execute("create schema durable create table mine (n int)")

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -20,7 +19,7 @@ from durable_client import AsyncContext, Context, Durable, Firing, WorkflowFaile
 
 from client.workers import TESTS, working
 from clusters import Database
-from engine import Connection, rows, value, wait_until
+from engine import rows, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
 
@@ -232,49 +231,6 @@ def test_days_are_dropped_beside_a_default_that_is_not_read_committed(db: Databa
 
 
 # Encodings
-
-
-@pytest.fixture(params=["LATIN1", "SQL_ASCII"])
-def encoded(db: Database, request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """A database that is not in UTF-8."""
-    name = f"{db.name}_encoded"
-    conn = db.connect()
-    conn.execute(f"create database {name} template template0 encoding '{request.param}' locale 'C'".encode())
-    with db.cluster.connect(name) as encoded:
-        encoded.execute("create extension durable")
-        yield encoded
-    conn.execute(f"drop database {name} with (force)".encode())
-
-
-def test_what_a_database_cannot_encode_fails_alone(encoded: Connection) -> None:
-    app = Durable(encoded.info.dsn)
-    barrier = threading.Barrier(11)
-
-    @app.step
-    def meet() -> None:
-        barrier.wait(30)
-
-    @app.workflow
-    def run(ctx: Context, n: int) -> str:
-        ctx.step(meet)
-        return "€" if n == 3 else "ok"
-
-    @app.workflow
-    def fails(ctx: Context) -> None:
-        raise RuntimeError("no €")
-
-    outcomes = []
-    with working(app, concurrency=20):
-        for handle in [app.enqueue(fails), *app.enqueue_many(run, list(range(11)))]:
-            try:
-                outcomes.append(handle.result(timeout=30))
-            except WorkflowFailed as error:
-                outcomes.append(error)
-    app.close()
-    assert "no " in str(outcomes.pop(0))
-    # SQL_ASCII takes any bytes.
-    assert str(outcomes.pop(3)) == "€" or encoded.info.parameter_status("server_encoding") == "LATIN1"
-    assert outcomes == ["ok"] * 10
 
 
 def test_the_encoding_of_the_environment_changes_nothing(db: Database, tmp_path: Path) -> None:

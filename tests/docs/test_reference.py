@@ -70,6 +70,15 @@ def test_the_page_on_operations_names_every_setting(db: Database) -> None:
     assert [name for name in names if f"`{name}` (" not in text] == []
 
 
+def test_the_page_on_locks_names_every_public_function(db: Database) -> None:
+    page = (ROOT / "docs/locks.md").read_text()
+    names = value(
+        db.connect(),
+        "select array_agg(distinct proname::text) from pg_proc where pronamespace = 'durable'::regnamespace and proname !~ '^_'",
+    )
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
 def test_every_error_code_is_documented() -> None:
     raised = set(re.findall(r"'(WF\d{3})'", "".join(path.read_text() for path in (ROOT / "sql").rglob("*.sql"))))
     raised |= set(re.findall(r'code = "(WF\d{3})"', (ROOT / "python_client/src/durable_client/_errors.py").read_text()))

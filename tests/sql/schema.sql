@@ -33,7 +33,7 @@ select is_empty(
      where t.typnamespace = 'durable'::regnamespace and t.typtype in ('e', 'd') and obj_description(t.oid, 'pg_type') is null $$,
   'every type has a comment');
 select is_empty(
-  $$ select distinct m.code from public_function f, regexp_matches(obj_description(f.oid, 'pg_proc'), 'WF\d{3}', 'g') as m(code)
+  $$ select distinct m.code from public_function f, regexp_matches(obj_description(f.oid, 'pg_proc'), 'WF[0-9]{3}', 'g') as m(code)
      where m.code[1] not between 'WF001' and 'WF015' $$,
   'comments name only errors that exist');
 

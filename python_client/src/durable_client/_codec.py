@@ -171,7 +171,7 @@ def as_error(value: Any) -> dict[str, Any]:
 
 
 # What separates the parts of JSON text, and the texts in it, which may contain the same characters.
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]')
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]+|[\]}]+|[,:]')
 
 
 def parts(text: str) -> Iterator[str]:
@@ -182,12 +182,12 @@ def parts(text: str) -> Iterator[str]:
     depth, start = 0, 1
     for token in _TOKEN.finditer(text):
         mark = token[0]
-        if mark in "[{":
-            depth += 1
-        elif mark in "]}":
-            depth -= 1
-        if (depth == 1 and mark in ",:") or depth == 0:
-            part = text[start : token.start()].strip()
+        if mark[0] in "[{":
+            depth += len(mark)
+        elif mark[0] in "]}":
+            depth -= len(mark)
+        if depth == 0 or (depth == 1 and mark in ",:"):
+            part = text[start : token.end() - 1].strip()
             if part:
                 yield part
             start = token.end()

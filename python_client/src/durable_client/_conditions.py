@@ -14,6 +14,8 @@ from ._errors import InvalidArgument
 
 # A hundred years, as in durable._longest().
 _LONGEST = 3_155_760_000.0
+# As in durable._timed().
+_MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ def timestamp(at: datetime) -> float:
 
 def encode(conditions: tuple[Condition, ...]) -> str:
     """The JSON that ``durable.wait()`` takes."""
+    if len(conditions) > _MOST:
+        raise InvalidArgument(
+            f"a wait for {len(conditions)} things is longer than {_MOST}",
+            hint="Wait for some of them, then for the others.",
+        )
     if len(set(conditions)) < len(conditions):
         raise InvalidArgument("a wait names the same condition twice", hint="Name each once.")
     return json.dumps([_plain(condition) for condition in conditions])

@@ -236,7 +236,7 @@ def from_outcome(code: str, subject: str) -> DurableError:
         "WF002": "the lease is lost",
         "WF004": "the workflow was cancelled",
         "WF005": "the step name, the error or the wait is not valid",
-        "WF006": "the payload is over the setting max_payload_bytes",
+        "WF006": "the payload is over the setting max_payload_bytes, or nested too deep",
     }.get(code, code)
     return _BY_CODE.get(code, DurableError)(f"{subject}: {text}")
 
@@ -257,6 +257,11 @@ def from_database(error: psycopg.Error) -> DurableError | None:
             f"this role may not use durable: {primary}",
             hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), "
             "grant_approver(), grant_observer() and grant_admin().",
+        )
+    if state.startswith("54"):
+        return PayloadTooLarge(
+            f"a value, or the answer, is too large for Postgres or nested too deep: {primary}",
+            hint="Store the data elsewhere and pass a reference; durable.step_result() reads the output of one step.",
         )
     if state.startswith("22"):
         return InvalidArgument(

@@ -65,12 +65,12 @@ begin
 end
 $$;
 
--- A standby refuses what writes, with the same code. But what first reads an unlogged table it refuses as a feature that is not
--- supported, and a claim or a tick that finds nothing to do it answers. So they ask: if pg_is_in_recovery() then …
+-- Postgres refuses writes on a standby with the same code. But a function that first reads an unlogged table fails with another
+-- code there (0A000), and a claim that finds nothing to do succeeds. So these functions check: if pg_is_in_recovery() then ...
 create function durable._refuse_standby()
 returns void language plpgsql as $$
 begin
   perform durable._raise('25006', 'this server is a standby: it answers queries and changes nothing', 'Nothing was changed.',
-    'Connect to the primary. After a failover this server may soon be the primary itself: try again.');
+    'Connect to the primary. During a failover, retry until this server is promoted.');
 end
 $$;

@@ -67,8 +67,9 @@ begin
     case v_type
       when 'interval'::regtype then
         v_seconds := extract(epoch from configure.value::interval);
-        v_ok := v_seconds >= 0 and configure.value::interval <= durable._longest()
-          and (configure.name <> 'lease' or v_seconds >= 1);
+        -- What a minus sign stands for depends on the IntervalStyle of who reads it.
+        v_ok := v_seconds >= 0 and position('-' in configure.value) = 0
+          and configure.value::interval <= durable._longest() and (configure.name <> 'lease' or v_seconds >= 1);
       when 'double precision'::regtype then
         v_ok := configure.value::double precision between 1 and 1000;
       else
@@ -87,3 +88,10 @@ $$;
 comment on function durable.configure(text, text) is
   'Changes a setting for the whole database; null brings the default back. The settings and their units are in durable.settings. '
   'Errors: WF005 for an unknown name or a value it cannot take.';
+
+-- Whether each statement sees what was committed before it. In the stricter levels of isolation it sees what the first one of
+-- the transaction saw, and fails on rows that have changed since.
+create function durable._sees_commits()
+returns boolean language sql stable as $$
+  select current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
+$$;

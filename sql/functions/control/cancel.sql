@@ -1,6 +1,7 @@
 create function durable.cancel(workflow_id uuid, reason text default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set jit = off as $$
 #variable_conflict use_variable
 declare
   v_reason text := left(reason, 10000);

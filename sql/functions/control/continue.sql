@@ -28,7 +28,8 @@ $$;
 
 create function durable.continue_as_new(workflow_id uuid, lease bigint, input jsonb default null)
 returns uuid language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
+set jit = off as $$
 #variable_conflict use_variable
 declare
   v_outcome text;

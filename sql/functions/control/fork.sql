@@ -147,5 +147,5 @@ end
 $$;
 comment on function durable.fork_many(uuid[], text, jsonb, jsonb) is
   'durable.fork() for a selection of at most 10000 workflows, in one statement: select durable.fork_many(array(select workflow_id '
-  'from durable.workflows where …), ''charge''). Returns the ids of the forks in the order of the workflows; null for one that '
+  'from durable.workflows where ...), ''charge''). Returns the ids of the forks in the order of the workflows; null for one that '
   'is not stored, or has not all of the steps. Errors: WF005 for more ids, NULL, or outputs that is not an object; WF006 too large.';

@@ -26,7 +26,7 @@ $$;
 
 create function durable.pause(workflow_id uuid, reason text default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_paused boolean := durable._pause(workflow_id, null, reason);
   v_last uuid;
@@ -50,7 +50,7 @@ comment on function durable.pause(uuid, text) is
 
 create function durable.resume(workflow_id uuid)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 declare
   v_last uuid;
@@ -84,7 +84,7 @@ comment on function durable.resume(uuid) is
 
 create function durable.suspend(workflow_id uuid, lease bigint, reason text)
 returns void language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 begin
   perform durable._require(lease is not null, format('workflow %s: the lease is NULL', workflow_id),

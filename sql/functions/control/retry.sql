@@ -77,5 +77,5 @@ end
 $$;
 comment on function durable.retry_many(uuid[]) is
   'durable.retry() for a selection of at most 10000 workflows, in one statement: select durable.retry_many(array(select '
-  'workflow_id from durable.workflows where …)). Returns how many go on; those that are neither failed nor cancelled, or not '
+  'workflow_id from durable.workflows where ...)). Returns how many go on; those that are neither failed nor cancelled, or not '
   'stored, are passed over. Errors: WF005 for more ids, or NULL.';

@@ -256,7 +256,7 @@ returns table (
   created_at timestamptz, claimed_at timestamptz, deadline timestamptz
 ) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare
   v_worker_id integer := durable._worker_id(claim.worker, claim.queues);
@@ -425,7 +425,7 @@ returns table (
   workflow_id uuid, lease bigint, name text, queue text, input jsonb, attempt integer, steps jsonb,
   created_at timestamptz, claimed_at timestamptz, deadline timestamptz
 ) language sql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
   with held as materialized (
     select l.* from durable.live_workflows l
     where l.worker_id = (select w.worker_id from durable.workers w where w.name = reclaim.worker and w.died_at is null)

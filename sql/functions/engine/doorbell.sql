@@ -92,7 +92,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function durable.idle(text, text[], text[]) is
-  'Says that a worker found nothing to claim and returns the channel on which it is woken (LISTEN "…"), for workflows of these '
+  'Says that a worker found nothing to claim and returns the channel on which it is woken (LISTEN "..."), for workflows of these '
   'names, or all of them. Claim once more '
   'after this call is committed, then wait: what was enqueued in between rang for nobody. What is about to be committed at that '
   'moment may ring for nobody, too, until a tick does; so look again after 50 milliseconds, and now and then. A claim that returns '

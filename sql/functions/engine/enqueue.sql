@@ -46,7 +46,7 @@ begin
   elsif durable._length(inputs) = -1 or durable._length(keys) = -1 then
     perform durable._require(false,
       format('workflow %L: the arrays of inputs and keys must have one dimension, and indexes from 1', workflow),
-      'Pass flat arrays, for example array[…].');
+      'Pass flat arrays, for example array[...].');
   end if;
   if pg_column_size(inputs) > durable._small_enough(max_bytes) then
     select i.n, pg_column_size(i.input) into v_n, v_size
@@ -190,7 +190,7 @@ create function durable.enqueue(
 )
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 begin
   return (durable._enqueue(workflow, array[input], queue, case when key is not null then array[key] end,
     priority, run_at, max_attempts, timeout, tags))[1];
@@ -200,7 +200,7 @@ comment on function durable.enqueue(text, jsonb, text, text, integer, timestampt
   'Enqueues one workflow in the caller''s transaction and returns its id (UUIDv7). Lower priority numbers run first, '
   '-32768 to 32767; of equal ones those that have begun, then first in, first out, but every fourth is new. The same key for the same workflow name returns the same id and starts '
   'nothing. run_at delays the start. max_attempts counts attempts that end in an error; crashes do not count. timeout runs '
-  'from the first start. tags is a JSON object for your own queries. '
+  'from the first start. tags is a JSON object for your own queries, of at most 16 KB. '
   'Errors: WF003 key belongs to another workflow, WF005 invalid argument, WF006 input too large.';
 
 create function durable.enqueue_many(
@@ -209,7 +209,7 @@ create function durable.enqueue_many(
 )
 returns setof uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 begin
   return query select unnest(durable._enqueue(workflow, inputs, queue, keys, priority, run_at, max_attempts, timeout, tags));
 end

@@ -75,7 +75,7 @@ create function durable.fail_many(
 )
 returns table (item integer, outcome text) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_outcomes text[];
   v_item record;
@@ -105,7 +105,7 @@ create function durable.fail(
 )
 returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_outcome text := durable._fail(workflow_id, lease, error, retry_in, retryable, true);
 begin

@@ -132,7 +132,7 @@ $$;
 create function durable.complete_many(workflow_ids uuid[], leases bigint[], outputs jsonb[])
 returns table (item integer, outcome text) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, outputs',
@@ -153,7 +153,7 @@ comment on function durable.complete_many(uuid[], bigint[], jsonb[]) is
 create function durable.complete(workflow_id uuid, lease bigint, output jsonb default null)
 returns void language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_outcome text;
 begin
@@ -173,7 +173,7 @@ create function durable.flush(
 )
 returns table (kind text, item integer, outcome text, output jsonb, error jsonb) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('checkpoint_ids, checkpoint_leases, step_names, step_outputs, step_attempts, step_elapsed_ms',

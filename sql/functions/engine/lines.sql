@@ -1,12 +1,11 @@
 -- The registry of lines; how it works stands in sql/tables/engine/lines.sql.
 
--- A number for a kind of work, the same on every server, in every encoding and version: of what is hashed, only UTF-8 bytes
--- decide, and no text has a byte of zero. SQL_ASCII has no characters, so there the bytes are taken as they are.
+-- A number for a kind of work, the same on every server and in every version: of what is hashed, only UTF-8 bytes decide, and
+-- no text has a byte of zero.
 create function durable._line_hash(queue text, priority integer, name text)
 returns bigint language sql stable as $$
   select ('x' || encode(substring(sha256(
-    convert_to(queue, case when getdatabaseencoding() = 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end) || decode('00', 'hex')
-    || convert_to(name, case when getdatabaseencoding() = 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end) || decode('00', 'hex')
+    convert_to(queue, 'UTF8') || decode('00', 'hex') || convert_to(name, 'UTF8') || decode('00', 'hex')
     || int4send(priority)) for 8), 'hex'))::bit(64)::bigint
 $$;
 

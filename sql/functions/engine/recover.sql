@@ -85,7 +85,7 @@ $$;
 create function durable._bury(worker_ids integer[], at timestamptz, grace interval)
 returns void language plpgsql as $$
 declare
-  v_time interval := durable._lease() / 2;
+  v_time interval := greatest(durable._lease() / 2, interval '5 seconds');
   -- Before the rows, so that of two recoveries the later one knows of the other.
   v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.recover'));
   v_kept integer[];
@@ -107,6 +107,17 @@ begin
   update durable.workers w
   set died_at = at, lock_lost_at = null, suspect_id = case when durable._holds_suspect(w) then w.suspect_id end
   where w.worker_id = any(v_free) and (w.worker_id <> all(v_kept) or w.lock_lost_at <= at - grace);
+end
+$$;
+
+-- For a tick that could not look, because a lock was in its way: the same lock may keep workers from renewing their leases.
+create function durable._keep_expired(p_at timestamptz)
+returns void language plpgsql as $$
+begin
+  insert into durable.kept_workers (worker_id, seen_at)
+  select w.worker_id, p_at from durable.workers w where w.died_at is null and w.expires_at < p_at;
+exception when lock_not_available then
+  null;
 end
 $$;
 
@@ -132,8 +143,8 @@ begin
 end
 $$;
 
--- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
-create function durable._bury_workers()
+-- Declares workers dead whose session lock has been gone for longer than a reconnect takes, or, if leases count, whose lease ran out.
+create function durable._bury_workers(p_leases_count boolean)
 returns void language plpgsql as $$
 declare
   v_now timestamptz := durable._now();
@@ -171,7 +182,7 @@ begin
 
     v_ended := array(
       select d.worker_id from durable.workers d
-      where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
+      where d.died_at is null and (d.expires_at < v_now and p_leases_count or d.lock_lost_at <= v_now - v_grace) limit 1000);
     if cardinality(v_ended) > 0 then
       perform durable._renew_overtaken(v_now);
       perform durable._bury(v_ended, v_now, v_grace);
@@ -195,9 +206,9 @@ begin
 end
 $$;
 
--- Ends the transactions of steps that dead workers left open. A host that is gone without a word, or a process that stands still,
--- would keep its workflow locked for hours. Only when the session has been idle for a whole lease: one that still runs SQL is at
--- work. And only while no living worker has the name: one that lost its session is back under another number, and its steps go on.
+-- Terminates sessions in which a dead worker left a transactional step open. Without this, a host that vanished or a stopped
+-- process would block recovery and cancel of its workflow for hours. A session must have been idle for a whole lease, because
+-- one that runs SQL makes progress. A worker that lost only its session is alive under another number, and its steps continue.
 create function durable._end_open_steps(worker_ids integer[])
 returns void language plpgsql as $$
 declare
@@ -211,7 +222,7 @@ begin
       and w.worker_id = any(worker_ids) and w.died_at is not null and w.heartbeat_at < v_silent_since
       and not exists (select from durable.workers a where a.name = w.name and a.died_at is null)
       and exists (select from durable.live_workflows l where l.worker_id = w.worker_id)
-      -- A function, for the view would be joined by reading all sessions. Those of other roles have no state that may be read.
+      -- The function and not the view, which would read all sessions. The state of other roles' sessions may be hidden.
       and exists (
         select from pg_stat_get_activity(k.pid) a
         where a.state in ('idle in transaction', 'idle in transaction (aborted)') and a.state_change < v_silent_since)
@@ -219,7 +230,8 @@ begin
     begin
       perform pg_terminate_backend(v_step.pid);
     exception when insufficient_privilege then
-      raise warning 'worker %: it is dead, but process % may not be ended, where a step of it is still open', v_step.name, v_step.pid
+      raise warning 'worker % is dead, and its step keeps a transaction open in process %, which this role may not terminate',
+          v_step.name, v_step.pid
         using hint = 'Grant pg_signal_backend to the owner of the schema durable.';
     end;
   end loop;
@@ -258,6 +270,14 @@ begin
 end
 $$;
 
+create function durable._recover(p_max integer, p_leases_count boolean)
+returns integer language plpgsql as $$
+begin
+  perform durable._bury_workers(p_leases_count);
+  return durable._requeue_of_dead(p_max);
+end
+$$;
+
 create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -268,8 +288,7 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   perform durable._let_ring();
-  perform durable._bury_workers();
-  return durable._requeue_of_dead(max_workflows);
+  return durable._recover(max_workflows, true);
 end
 $$;
 comment on function durable.recover(integer) is

@@ -90,7 +90,7 @@ returns void language plpgsql as $$
 begin
   if -1 = any (lengths) then
     perform durable._raise('WF005', format('the arrays %s must have one dimension, and indexes from 1', names),
-      'Nothing was changed.', 'Pass flat arrays, for example array[…].');
+      'Nothing was changed.', 'Pass flat arrays, for example array[...].');
   end if;
   if (lengths[1] = all (lengths)) is not true then
     perform durable._raise('WF005', format('the arrays %s must have one length, not %s', names,
@@ -106,7 +106,7 @@ create function durable.checkpoint_many(
 )
 returns table (item integer, outcome text, output jsonb, error jsonb) language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._check_lengths('workflow_ids, leases, step_names, outputs',
@@ -134,7 +134,7 @@ comment on function durable.checkpoint_many(uuid[], bigint[], text[], jsonb[], j
 create function durable.checkpoint(workflow_id uuid, lease bigint, step_name text, output jsonb default null)
 returns jsonb language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_variable
 declare
   v_result record;
@@ -179,27 +179,27 @@ returns void language plpgsql as $$
 begin
   if exists (select from durable._outcomes(array[workflow_id], array[step_name])) then
     perform durable._raise('WF008', format('workflow %s, step %L: it is already done', workflow_id, step_name),
-      'This step is not run again.', 'Go on with its outcome: select * from durable.step_result(…).');
+      'This step is not run again.', 'Go on with its outcome: select * from durable.step_result(...).');
   end if;
 end
 $$;
 
 create function durable.begin_step(workflow_id uuid, lease bigint, step_name text)
 returns void language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 declare
   v_worker_id integer;
 begin
-  -- A host that is gone without a word would keep the row locked for hours: Postgres has to notice within about the time of a lease.
-  -- Over a Unix socket it is 0. What is set to less stays.
+  -- If the client's host vanishes, the server must notice within about a lease, because the row stays locked until then.
+  -- The setting is 0 over a Unix socket. A stricter one is kept.
   if current_setting('tcp_keepalives_idle')::integer > 10 then
     perform set_config('tcp_keepalives_idle', '10', true), set_config('tcp_keepalives_interval', '5', true),
       set_config('tcp_keepalives_count', '3', true), set_config('tcp_user_timeout', '25000', true);
   end if;
   v_worker_id := durable._hold_lease(workflow_id, lease, step_name);
-  -- By the first one recovery finds this transaction when the worker is dead; nobody ever waits for it. Then one at a time, also when
-  -- a call is sent twice: the second one waits here, and finds the checkpoint of the first.
+  -- With the first lock, on which nobody ever waits, recovery finds this session when the worker is dead. The second allows one
+  -- call at a time: when a call is sent twice, the second one waits here, and finds the checkpoint of the first.
   perform pg_advisory_xact_lock_shared(durable._step_lock_class(), v_worker_id),
     pg_advisory_xact_lock(hashtextextended(workflow_id || step_name, 0));
   perform durable._raise_done(workflow_id, step_name);
@@ -214,7 +214,7 @@ create function durable.start_step(
   workflow_id uuid, lease bigint, step_name text, attempt integer default 1
 )
 returns void language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 declare
   v_lease bigint;
@@ -256,7 +256,7 @@ create function durable.fail_step(
 )
 returns interval language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_variable
 declare
   v_now timestamptz;
@@ -337,7 +337,7 @@ $$;
 
 create function durable.step_result(workflow_id uuid, step_name text)
 returns table (status text, output jsonb, error jsonb) language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   return query select o.status, o.output, o.error from durable._outcomes(array[workflow_id], array[step_name]) o;
 end

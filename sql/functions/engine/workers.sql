@@ -67,10 +67,25 @@ begin
 end
 $$;
 comment on function durable.attach(text, text[]) is
-  'Ties a worker to the calling session and returns the channel of its doorbell (LISTEN "…"). The session takes an advisory '
+  'Ties a worker to the calling session and returns the channel of its doorbell (LISTEN "..."). The session takes an advisory '
   'lock; when the session ends while the worker is registered, the process is taken for dead and recovery need not wait '
   'for the lease. Call it again after a reconnect; not through a transaction pooler, where only the lease counts. '
   'Errors: WF005 for an invalid worker or queue name.';
+
+-- Renews the lease of a worker. Another transaction may have its row, an open claim for example: then the next heartbeat does it.
+create function durable._renew(worker text, clock timestamptz)
+returns void language plpgsql as $$
+declare
+  v_lease interval := durable._lease();
+begin
+  -- Now, and not a time from before it waited for a lock on a table.
+  update durable.workers w
+  set heartbeat_at = durable._now(), expires_at = durable._now() + v_lease, clock_ahead = _renew.clock - durable._now()
+  where w.worker_id = any(array(
+    select o.worker_id from durable.workers o
+    where o.name = worker and o.died_at is null for no key update skip locked));
+end
+$$;
 
 create function durable.heartbeat(
   worker text, workflow_ids uuid[] default null, leases bigint[] default null, running_steps jsonb default null,
@@ -81,28 +96,33 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := durable._now();
+  v_began_at timestamptz := durable._now();
+  v_step jsonb;
 begin
   perform durable._require(durable._length(workflow_ids) is not distinct from durable._length(leases)
       and durable._length(workflow_ids) is distinct from -1,
     format('worker %L: %s workflow ids but %s leases', worker, cardinality(workflow_ids), cardinality(leases)),
     'Pass one lease for each workflow id, in flat arrays.');
-  -- Another transaction may have its row, an open claim for example: then the next heartbeat renews the lease, and what it must
-  -- stop it is told all the same.
-  update durable.workers w
-  set heartbeat_at = v_now, expires_at = v_now + durable._lease(), clock_ahead = heartbeat.clock - v_now
-  where w.worker_id = any(array(
-    select o.worker_id from durable.workers o
-    where o.name = heartbeat.worker and o.died_at is null for no key update skip locked));
-
+  perform durable._renew(worker, clock);
   if jsonb_typeof(running_steps) = 'array' then
     begin
       perform durable._open_running_steps(running_steps);
-    exception when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded
-      or lock_not_available then
+    exception
       -- The lease is renewed all the same.
-      raise warning 'worker %: its running steps cannot be shown: %', worker, sqlerrm
-        using hint = 'They are [{"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}].';
+      when lock_not_available then
+        raise debug 'worker %: its running steps are shown later: %', worker, sqlerrm;
+      when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded then
+        -- The others are shown.
+        for v_step in select s from jsonb_array_elements(running_steps) as s limit 1000 loop
+          begin
+            perform durable._open_running_steps(jsonb_build_array(v_step));
+          exception
+            when data_exception or integrity_constraint_violation or invalid_parameter_value or program_limit_exceeded
+              or lock_not_available then
+              raise warning 'worker %: a running step cannot be shown: %', worker, sqlerrm
+                using hint = 'It is {"workflow_id", "lease", "step_name", "attempt", "elapsed_ms"}.';
+          end;
+        end loop;
     end;
   end if;
   return query
@@ -112,6 +132,10 @@ begin
   where not exists (
     select from durable.live_workflows l
     where l.workflow_id = i.workflow_id and i.lease in (l.lease, l.parked_lease));
+  if durable._now() > v_began_at + interval '1 second' then
+    -- It waited for a lock on a table, with its row locked: the lease begins now.
+    perform durable._renew(worker, clock);
+  end if;
 end
 $$;
 comment on function durable.heartbeat(text, uuid[], bigint[], jsonb, timestamptz) is
@@ -149,7 +173,7 @@ $$;
 create function durable.release_many(workflow_ids uuid[], leases bigint[])
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 declare
   v_places durable.place[];
 begin
@@ -184,7 +208,7 @@ comment on function durable.release_many(uuid[], bigint[]) is
 
 create function durable.leave(worker text)
 returns integer language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_worker_id integer := (select w.worker_id from durable.workers w where w.name = leave.worker and w.died_at is null);

@@ -54,8 +54,8 @@ begin
 end
 $$;
 
--- Deletes what a heartbeat listed as running while a flush stored that very step and ended its workflow: neither saw the other.
--- Until then no view shows it.
+-- Deletes steps that a heartbeat stored as running while a flush ended their workflow: neither transaction saw the other. Views
+-- do not show these steps.
 create function durable._forget_running(max_steps integer)
 returns integer language plpgsql as $$
 declare

@@ -24,7 +24,7 @@ begin
   -- Rows of history never change: pages are full, and the first vacuum freezes what it sees. Payloads over a few hundred
   -- bytes lie outside the row, which halves what a list has to read and costs no more to write.
   --
-  -- Attaching locks the parent for nobody who reads or writes it; CREATE TABLE … PARTITION OF would lock all out.
+  -- Attaching locks the parent for nobody who reads or writes it; CREATE TABLE ... PARTITION OF would lock all out.
   execute format(
     'create table durable.%I (like durable.%I including all) with (toast_tuple_target = 256, autovacuum_freeze_min_age = 0)',
     v_name, parent || '_shape');

@@ -32,7 +32,7 @@ create view durable.workflow_steps as
     o.started_at, null, o.retry_at, o.at_most_once, o.wait_until, o.waits_for
   from durable.open_steps o
   where not exists (select from durable.checkpoints c where c.workflow_id = o.workflow_id and c.step_name = o.step_name)
-    -- What is left of one that has ended is for a tick to delete.
+    -- A tick deletes what is left of workflows that have ended.
     and exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id);
 comment on view durable.workflow_steps is
   'Every step with a stored outcome, and of the steps under way those that are between two attempts, run at most once, wait, or '
@@ -42,7 +42,7 @@ comment on view durable.workflow_steps is
 
 create function durable.status(workflow_id uuid)
 returns text language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_status text := coalesce(
     (select l.status from durable.live_workflows l where l.workflow_id = status.workflow_id),
@@ -58,7 +58,7 @@ comment on function durable.status(uuid) is 'The status of a workflow. Errors: W
 
 create function durable.result(workflow_id uuid)
 returns table (status text, output jsonb, error jsonb) language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_id uuid := workflow_id;
@@ -87,7 +87,7 @@ comment on function durable.result(uuid) is
 create function durable.history(workflow_id uuid)
 returns setof durable.workflow_steps language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_custom_plan as $$
+set plan_cache_mode = force_custom_plan set jit = off as $$
 #variable_conflict use_column
 begin
   return query

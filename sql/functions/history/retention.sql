@@ -14,7 +14,7 @@ returns void language plpgsql security definer set search_path = pg_catalog, pg_
 begin
   perform durable._require((retain.queue is null) <> (retain.workflow is null),
     'a rule is for one queue or for one workflow name',
-    'Pass queue or workflow; durable.configure(''retention'', …) is for all others.');
+    'Pass queue or workflow; durable.configure(''retention'', ...) is for all others.');
   perform durable._require(
     (retain.keep between interval '0' and durable._longest()) is not false,
     format('history cannot be kept for %s', retain.keep),
@@ -144,8 +144,8 @@ declare
   v_day date;
   v_done integer := 0;
 begin
-  -- Where the snapshot is that of the transaction, it does not show what was brought back to life since.
-  if current_setting('transaction_isolation') <> 'read committed' then
+  -- Where it does not see what was brought back to life since.
+  if not durable._sees_commits() then
     return 0;
   end if;
   select * into v_keep from durable._keeps(v_now);

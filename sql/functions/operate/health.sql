@@ -30,9 +30,9 @@ $$;
 create function durable._check_ticks(at timestamptz)
 returns setof durable.finding language plpgsql stable as $$
 declare
-  v_last timestamptz := (select m.looked_at from durable.wake_marks m);
+  v_last timestamptz := durable._last_tick();
 begin
-  if v_last is null or v_last = '-infinity' then
+  if v_last is null then
     return query select * from durable._finding('ticks', 'critical', 'nothing has ticked since the installation, or since a crash of Postgres',
       'Start a worker, or have pg_cron tick: durable.enable_pg_cron().');
   elsif durable._severity(at - v_last, interval '10 seconds', interval '30 seconds') = 'ok' then
@@ -134,7 +134,7 @@ begin
   select 'vacuum', 'warning', null,
     format('replication slot %s%s keeps %s transactions back', quote_ident(s.slot_name),
       case when s.active then '' else ', which nobody uses,' end, greatest(age(s.xmin), age(s.catalog_xmin))),
-    'Bring its consumer back, or drop it: select pg_drop_replication_slot(…).'
+    'Bring its consumer back, or drop it: select pg_drop_replication_slot(...).'
   from pg_replication_slots s where greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000;
   if not found then
     return query select * from durable._finding('vacuum', 'ok', 'no transaction is older than 10 minutes');

@@ -1,11 +1,12 @@
--- Sequences that are behind their rows. Logical replication copies rows and no sequences, so a subscriber that takes over hands
--- out places, leases and numbers that its rows have already: messages are received out of order or refused, and claims
--- overlook what stands in line further on than the sequence.
+-- Sequences that are behind their rows. Logical replication copies rows but no sequences. A subscriber that becomes the primary
+-- would hand out numbers that its rows already have: messages are refused or received out of order, and claims overlook
+-- workflows that stand in line beyond the sequence.
 --
--- To look is cheap: it reads the ends of indexes, and of what has no index for it the newest rows. To repair reads all unfinished
--- workflows, once.
+-- The check reads the ends of indexes, and the newest rows where no index helps: some milliseconds, but more while a long
+-- transaction keeps vacuum from removing what left these indexes. The repair reads all unfinished workflows and all messages once.
 
--- The highest place in line that any workflow has, or has a lease of; of all unfinished ones, or of those that an index leads to.
+-- The highest place in line of any workflow, in line or as part of a lease. Reads all unfinished workflows, or only those that
+-- indexes find quickly.
 create function durable._highest_place(p_all boolean)
 returns bigint language plpgsql stable set plan_cache_mode = force_custom_plan as $$
 declare
@@ -19,15 +20,12 @@ declare
        lateral (
          select r.ready_seq from durable.live_workflows r
          where r.line_id = l.line_id and r.ready_seq is not null order by r.ready_seq desc limit 1) e),
-    (select max(h.lease >> 20)
-     from (select l.lease from durable.live_workflows l
-           where l.worker_id is not null order by l.worker_id desc limit 1000) h),
     (select max(greatest(n.ready_seq, n.lease >> 20, n.failed_lease >> 20, n.parked_lease >> 20, n.paused_lease >> 20))
      from (select l.ready_seq, l.lease, l.failed_lease, l.parked_lease, l.paused_lease from durable.live_workflows l
-           order by l.workflow_id desc limit 1000) n),
+           order by l.workflow_id desc limit 100) n),
     (select max(f.lease >> 20)
      from (select e.lease from durable.finished_workflows e
-           where e.workflow_id >= v_first order by e.workflow_id desc limit 1000) f));
+           where e.workflow_id >= v_first order by e.workflow_id desc limit 100) f));
 begin
   if p_all then
     v_highest := greatest(v_highest,
@@ -40,7 +38,7 @@ begin
 end
 $$;
 
--- The number that each sequence must have handed out; null when nothing has one.
+-- The last number of each sequence that a row has; null when there is none.
 create function durable._sequence_needs(p_all boolean)
 returns table (sequence regclass, needed bigint) language plpgsql stable as $$
 begin
@@ -48,22 +46,24 @@ begin
     ('durable.ready_seq'::regclass, durable._highest_place(p_all)),
     ('durable.workers_worker_id_seq'::regclass, greatest(
       (select w.worker_id from durable.workers w order by w.worker_id desc limit 1),
-      (select l.worker_id from durable.live_workflows l where l.worker_id is not null order by l.worker_id desc limit 1))::bigint),
+      case when p_all then (select max(l.worker_id) from durable.live_workflows l) end)::bigint),
     ('durable.schedule_backfills_backfill_id_seq'::regclass, (
       select b.backfill_id from durable.schedule_backfills b order by b.backfill_id desc limit 1)),
     ('durable.messages_seq_seq'::regclass, case when p_all then (select max(m.seq) from durable.messages m)
       else greatest(
-        (select max(n.seq) from (select m.seq from durable.messages m order by m.xid desc limit 1000) n),
-        (select max(n.seq) from (select m.seq from durable.messages m order by m.workflow_id desc, m.seq desc limit 1000) n)) end),
+        (select max(n.seq) from (select m.seq from durable.messages m order by m.xid desc limit 100) n),
+        (select max(n.seq)
+         from (select m.seq from durable.messages m order by m.workflow_id desc, m.seq desc limit 100) n)) end),
     ('durable.ended_children_seq_seq'::regclass, case when p_all then (select max(e.seq) from durable.ended_children e)
-      else (select max(n.seq) from (select e.seq from durable.ended_children e order by e.xid desc, e.seq desc limit 1000) n) end);
+      else (select max(n.seq)
+        from (select e.seq from durable.ended_children e order by e.xid desc, e.seq desc limit 100) n) end);
 end
 $$;
 
 -- The sequences whose next number is not above all that the rows have.
 create function durable._sequences_behind()
 returns table (sequence regclass, last_value bigint, needed bigint) language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   return query
   select n.sequence, coalesce(pg_sequence_last_value(n.sequence), 0), n.needed
@@ -86,16 +86,16 @@ begin
     select n.sequence, n.needed from durable._sequence_needs(true) n
     where n.needed > coalesce(pg_sequence_last_value(n.sequence), 0)
   loop
-    -- Others may take numbers between the look and this: with room, they do not come so far that it would go back.
+    -- Others may take numbers between the check and this call. With so much room the sequence never goes back.
     perform setval(v_behind.sequence, v_behind.needed + 100000);
     raise warning 'sequence % was behind its rows: it goes on after %', v_behind.sequence, v_behind.needed + 100000
-      using hint = 'After a switchover to a logical replica that is to be expected.';
+      using hint = 'This is normal after a switchover to a logical replica.';
     v_repaired := v_repaired + 1;
   end loop;
   return v_repaired;
 end
 $$;
 comment on function durable.repair_sequences() is
-  'Moves every sequence that is behind its rows past them, and returns how many that were. Call it after a switchover to a logical '
-  'replica, which gets rows and no sequences, before workers and programs connect. It reads all unfinished workflows and '
-  'messages once. To call it at any other time is harmless. Takes effect at once, also when the transaction is rolled back.';
+  'Moves every sequence that is behind its rows past them, and returns how many it moved. Call it after a switchover to a '
+  'logical replica, which receives rows but no sequences, before workers and programs connect. It reads all unfinished workflows '
+  'and messages once. Calling it at any other time is harmless. It takes effect at once, even if the transaction is rolled back.';

@@ -51,8 +51,8 @@ $$;
 create function durable._cron_value(cron text, field text, value text, low integer, high integer, names text[])
 returns integer language plpgsql as $$
 declare
-  v_number integer := case when value ~ '^\d{1,4}$' then value::integer
-    else array_position(names, lower(value)) - 1 + low end;
+  v_number integer := case when value ~ '^[0-9]{1,4}$' then value::integer
+    else array_position(names, lower(value collate "C")) - 1 + low end;
 begin
   if (v_number between low and high + (high = 6)::integer) is not true then
     perform durable._raise_cron(cron, field, format('%L is not one of its values', value),
@@ -82,13 +82,13 @@ declare
 begin
   if line = '*' then
     return (~v_bits)::bit varying;
-  elsif line ~ '^\d\d?$' and line::integer between low and high then
+  elsif line ~ '^[0-9][0-9]?$' and line::integer between low and high then
     return set_bit(v_bits, line::integer - low, 1)::bit varying;
   end if;
   foreach v_item in array string_to_array(line, ',') loop
     -- Cut up without regular expressions, whose captures would take most of the time.
     v_part := string_to_array(v_item, '/');
-    v_step := case when cardinality(v_part) = 1 then 1 when v_part[2] ~ '^\d{1,4}$' then v_part[2]::integer end;
+    v_step := case when cardinality(v_part) = 1 then 1 when v_part[2] ~ '^[0-9]{1,4}$' then v_part[2]::integer end;
     v_range := string_to_array(v_part[1], '-');
     if (v_step > 0 and cardinality(v_part) <= 2 and cardinality(v_range) in (1, 2)
       and (v_range[1] <> '*' or v_range[2] is null))
@@ -149,6 +149,9 @@ begin
   elsif v_seconds < 1 or v_seconds <> floor(v_seconds) then
     perform durable._raise_cron(cron, null, 'an interval must be one or more whole seconds',
       'The shortest is ''1 second''.');
+  elsif position('-' in cron) > 0 then
+    -- What it stands for depends on the IntervalStyle of who reads it.
+    perform durable._raise_cron(cron, null, 'an interval has no minus sign', 'Write for example ''6 hours''.');
   end if;
   return v_seconds::bigint;
 end
@@ -169,11 +172,11 @@ begin
       if cardinality(v_fields) = 5 then
         v_fields := '0'::text || v_fields;
       end if;
-    when cron ~ '^\s*[-+]?[.\d]+\s*[[:alpha:]:]' then
+    when cron ~ '^[[:space:]]*[-+]?[.0-9]+[[:space:]]*[[:alpha:]:]' then
       v.every := durable._cron_every(cron);
       return v;
     else
-      v_fields := case when cardinality(v_fields) = 1 then case lower(v_fields[1])
+      v_fields := case when cardinality(v_fields) = 1 then case lower(v_fields[1] collate "C")
         when '@hourly' then '{0,0,*,*,*,*}'
         when '@daily' then '{0,0,0,*,*,*}'
         when '@midnight' then '{0,0,0,*,*,*}'
@@ -205,8 +208,8 @@ begin
     v_fields[4] := '*';
   elsif v_fields[4] ~* '(^|,)l(,|$)' then
     v.last_day := true;
-    v_fields[4] := array_to_string(array_remove(string_to_array(lower(v_fields[4]), ','), 'l'), ',');
-  elsif v_fields[4] ~* '\dw|l-\d' then
+    v_fields[4] := array_to_string(array_remove(string_to_array(lower(v_fields[4] collate "C"), ','), 'l'), ',');
+  elsif v_fields[4] ~* '[0-9]w|l-[0-9]' then
     perform durable._raise_cron(cron, 'day of month', format('%L is not understood', v_fields[4]),
       'The nearest weekday (W) and days before the last (L-3) do not exist here. It takes 1 to 31, L for the last '
       'day, lists, ranges and steps.');
@@ -218,8 +221,8 @@ begin
     v_fields[6] := '*';
   elsif v_fields[6] ~* '#|l' then
     foreach v_item in array string_to_array(v_fields[6], ',') loop
-      v_part := regexp_match(v_item, '^(\w+)#([1-5])$');
-      if v_part is null and v_item ~* '^(\w+l|l\d)$' then
+      v_part := regexp_match(v_item, '^([[:alnum:]_]+)#([1-5])$');
+      if v_part is null and v_item ~* '^([[:alnum:]_]+l|l[0-9])$' then
         v_part := array[regexp_replace(v_item, '^[lL]|[lL]$', ''), '0'];
       end if;
       if v_part is null then
@@ -432,7 +435,7 @@ begin
   if timezone = 'UTC' then
     return true;
   end if;
-  if timezone ~ '^[[:alpha:]_-]+(/[[:alpha:]_-]+)+$' or timezone ~ '^Etc/GMT[-+]?\d+$' then
+  if timezone ~ '^[[:alpha:]_-]+(/[[:alpha:]_-]+)+$' or timezone ~ '^Etc/GMT[-+]?[0-9]+$' then
     begin
       perform pg_catalog.timezone(_check_timezone.timezone, to_timestamp(0));
       return true;

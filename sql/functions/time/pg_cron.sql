@@ -23,9 +23,12 @@ declare
   v_wait double precision;
 begin
   loop
-    v_wait := durable._tick_until(v_until);
+    -- Whatever the defaults of the database: a stricter tick could not drop history.
     commit;
+    set transaction isolation level read committed, read write;
+    v_wait := durable._tick_until(v_until);
     exit when v_wait is null;
+    commit;
     perform pg_catalog.pg_sleep(v_wait);
   end loop;
 end

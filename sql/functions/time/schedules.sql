@@ -603,7 +603,7 @@ create function durable.schedule(
   max_attempts integer default 1, timeout interval default null, tags jsonb default '{}'
 )
 returns timestamptz language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_old durable.schedules;
@@ -679,7 +679,7 @@ comment on function durable.schedule(
 
 create function durable.unschedule(name text)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   perform from durable.schedules s where s.name = unschedule.name for update;
   if not found then
@@ -701,7 +701,7 @@ comment on function durable.unschedule(text) is
 
 create function durable.pause_schedule(name text, reason text default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_schedule durable.schedules := durable._lock_schedule(pause_schedule.name);
   v_now timestamptz;
@@ -722,7 +722,7 @@ comment on function durable.pause_schedule(text, text) is
 
 create function durable.resume_schedule(name text)
 returns timestamptz language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_schedule durable.schedules := durable._lock_schedule(resume_schedule.name);
 begin
@@ -740,7 +740,7 @@ comment on function durable.resume_schedule(text) is
 
 create function durable.trigger_schedule(name text)
 returns uuid language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_schedule durable.schedules := durable._lock_schedule(trigger_schedule.name);
   v_due timestamptz := durable._now();
@@ -765,7 +765,7 @@ comment on function durable.trigger_schedule(text) is
 
 create function durable.next_firings(name text, max_firings integer default 10)
 returns setof timestamptz language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_schedule durable.schedules;
   v_due timestamptz;
@@ -795,7 +795,7 @@ create function durable.backfill_schedule(
   redo boolean default false
 )
 returns table (due_at timestamptz, outcome text, action text) language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_schedule durable.schedules := durable._lock_schedule(backfill_schedule.name);

@@ -2,12 +2,14 @@
 -- written down before is then a time that is yet to come, and whatever looks again at such a time would wait for the clock to come
 -- there. What users set (a delay, a timeout, a wait) is not touched: it ends later by as much as the clock was set back.
 
--- A schedule for which the clock was ahead fires again at each due time that is yet to come, but for those that started a workflow.
+-- Due times that a clock ahead has passed over are decided on again, and those that are yet to come fall due again. Where a workflow
+-- was started, that stands.
 create function durable._set_schedules_back(p_at timestamptz)
 returns void language plpgsql as $$
 declare
   v_schedule durable.schedules;
   v_names text[];
+  v_first timestamptz;
   v_next timestamptz;
 begin
   v_names := array(
@@ -17,15 +19,14 @@ begin
   for v_schedule in
     select s.* from durable.schedules s where s.name = any(v_names) and s.error is null order by s.name for update skip locked
   loop
-    -- Missed or skipped before its time.
-    delete from durable.schedule_firings f
-    where f.schedule = v_schedule.name and f.due_at > p_at and f.outcome in ('missed', 'skipped', 'failed');
+    with gone as (
+      delete from durable.schedule_firings f
+      where f.schedule = v_schedule.name and f.handled_at > p_at and f.outcome in ('missed', 'skipped', 'failed')
+      returning f.due_at
+    )
+    select min(g.due_at) into v_first from gone g;
     begin
-      v_next := durable._next_due(v_schedule, p_at);
-      update durable.schedule_firings f
-      set missed_until = nullif(durable._cron_last(durable._parse_cron(v_schedule.cron), f.due_at, p_at, v_schedule.timezone,
-        coalesce(v_schedule.starts_at, 'epoch')), f.due_at)
-      where f.schedule = v_schedule.name and f.missed_until > p_at;
+      v_next := durable._next_due(v_schedule, least(p_at, v_first - interval '1 microsecond'));
       update durable.schedules s set next_at = v_next
       where s.name = v_schedule.name and v_next < coalesce(s.next_at, 'infinity');
     exception when others then
@@ -43,9 +44,12 @@ create function durable._set_back(p_at timestamptz)
 returns integer language plpgsql as $$
 declare
   v_mark durable.line_marks := durable._newest_mark('');
+  -- Of a crash, or of a standby that took over, the workers tell.
+  v_last timestamptz := coalesce(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)),
+    (select max(w.heartbeat_at) from durable.workers w));
   v_expiry timestamptz;
 begin
-  if durable._is_ahead(greatest(v_mark.moved_at, durable._timer_time(v_mark.seen_seq)), p_at) is not true then
+  if durable._is_ahead(v_last, p_at) is not true then
     return 0;
   end if;
   perform durable._set_schedules_back(p_at);

@@ -77,13 +77,34 @@ exception when lock_not_available then
 end
 $$;
 
--- Whether no tick has ended for a second: the one that is under way takes long, or its transaction stays open.
-create function durable._is_tick_late(at timestamptz)
-returns boolean language plpgsql stable as $$
+-- When a tick looked last, as far as that is known; null when it is not.
+create function durable._last_tick()
+returns timestamptz language plpgsql stable as $$
 begin
-  return ((select m.looked_at from durable.wake_marks m) between at - interval '1 second' and at) is not true;
+  return (select m.looked_at from durable.tick_marks m order by m.looked_at desc limit 1);
 exception when lock_not_available then
-  return false;
+  return null;
+end
+$$;
+
+-- Notes that a tick has looked, unless it is known well enough.
+create function durable._mark_tick(p_at timestamptz)
+returns void language plpgsql as $$
+begin
+  if durable._last_tick() between p_at - interval '1 second' and p_at then
+    return;
+  end if;
+  update durable.tick_marks m set looked_at = p_at
+  where m.ctid = any(array(select o.ctid from durable.tick_marks o order by o.looked_at desc limit 1 for update skip locked));
+  if not found then
+    -- The first one, or another tick stays open that has noted it.
+    insert into durable.tick_marks (looked_at) values (p_at);
+  end if;
+  delete from durable.tick_marks m
+  where m.ctid = any(array(
+    select o.ctid from durable.tick_marks o where o.looked_at not between p_at - interval '1 minute' and p_at for update skip locked));
+exception when lock_not_available then
+  null;
 end
 $$;
 
@@ -111,16 +132,6 @@ exception when lock_not_available then
 end
 $$;
 
--- When recovery could not look, neither could workers renew their leases: they get time, as after a restart.
-create function durable._give_workers_time(p_at timestamptz)
-returns void language plpgsql as $$
-begin
-  update durable.crash_marks m set seen_at = p_at;
-exception when lock_not_available then
-  null;
-end
-$$;
-
 -- What a tick does last: lets claims know how far it has come, and tells when the next one is due. p_at is null when the marks must
 -- not move.
 create function durable._end_tick(
@@ -129,10 +140,11 @@ create function durable._end_tick(
 returns jsonb language plpgsql as $$
 declare
   v_soon constant timestamptz := p_begin + interval '10 seconds';
-  v_grace constant interval := durable._setting('session_grace')::interval;
+  v_grace interval;
   v_end timestamptz;
   v_next timestamptz;
 begin
+  v_grace := durable._setting('session_grace')::interval;
   if p_at is not null and pg_try_advisory_xact_lock(hashtext('durable.lines'), hashtext('')) then
     perform durable._move_timers(p_at, p_timers);
   end if;
@@ -162,6 +174,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 set lock_timeout = '50ms' as $$
 declare
   v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.tick'));
+  v_last timestamptz := durable._last_tick();
   v_report jsonb := jsonb_build_object();
   v_troubles jsonb := jsonb_build_object();
   v_passed_over text[] := array[]::text[];
@@ -181,7 +194,7 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   -- The lock saves double work, and nothing depends on it: one whose transaction stays open must not stop all others.
-  if not v_is_alone and not durable._is_tick_late(v_begin) then
+  if not v_is_alone and v_last between v_begin - interval '1 second' and v_begin then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
   perform durable._let_ring();
@@ -194,7 +207,9 @@ begin
       v_done := case v_part
         when 'set_back' then durable._set_back(v_begin)
         when 'dropped' then durable._drop_history()
-        when 'recovered' then durable.recover(max_workflows)
+        -- What kept ticks from looking for seconds, a lock on a table for example, kept workers from renewing their leases, too. This
+        -- one leaves them the time to do so.
+        when 'recovered' then durable._recover(max_workflows, (v_last < v_begin - interval '3 seconds') is not true)
         when 'woken' then durable._wake_due(max_workflows)
         when 'signalled' then durable._wake_missed(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
@@ -240,13 +255,15 @@ begin
     end;
   end loop;
   if 'recovered' = any(v_passed_over) then
-    perform durable._give_workers_time(v_begin);
+    perform durable._keep_expired(v_begin);
   end if;
+  perform durable._mark_tick(v_begin);
   perform durable._note_troubles(v_troubles, v_tried, v_begin);
   if cardinality(v_passed_over) > 0 then
     v_report := v_report || jsonb_build_object('passed_over', to_jsonb(v_passed_over));
   end if;
-  return v_report || durable._end_tick(worker, v_begin, v_at, v_timers, v_report ->> 'fired' <> '0', v_at_once, v_again);
+  return v_report || durable._end_tick(worker, v_begin, v_at, v_timers, v_report ->> 'fired' <> '0', v_at_once, v_again)
+    || case when durable._sees_commits() then '{}' else jsonb_build_object('isolation', current_setting('transaction_isolation')) end;
 end
 $$;
 comment on function durable.tick(integer, text) is
@@ -257,5 +274,6 @@ comment on function durable.tick(integer, text) is
   'the milliseconds until something is due (null for nothing within 10 seconds); and turn_in_ms, when the worker of that name should call again: '
   'all workers together call it about twice a second. It waits for nobody: what another transaction holds is for the next call. '
   'Anyone may call it; when it is under way elsewhere it returns '
-  '{"busy": true} at once, unless none has ended for a second. '
+  '{"busy": true} at once, unless none has ended for a second. In a transaction that is repeatable read or serializable '
+  'it drops no history, and the report says so: isolation. '
   'Errors: WF005 when max_workflows is not positive.';

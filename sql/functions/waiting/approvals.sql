@@ -62,7 +62,7 @@ create function durable.request_approval(
   expires interval default null
 )
 returns uuid language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 declare
   v_now timestamptz := durable._now();
@@ -103,7 +103,7 @@ create function durable.decide(
   approval_id uuid, decision text, by text default null, comment text default null, data jsonb default null
 )
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 declare
   v_request durable.approval_requests;
@@ -158,9 +158,9 @@ comment on function durable.decide(uuid, text, text, text, jsonb) is
 
 create function durable._wake_asker()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
-  if durable._wakes_itself() and exists (
+  if durable._sees_commits() and exists (
       select from durable.waits w
       where w.workflow_id = new.workflow_id and w.kind = 'approval' and w.subject = new.step_name) then
     perform durable._wake(array[new.workflow_id]);

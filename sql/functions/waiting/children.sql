@@ -119,7 +119,7 @@ create function durable.start_children(
 )
 returns uuid language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_variable
 declare
   v_first uuid := durable._child_id(durable._new_id(), 0);
@@ -185,7 +185,7 @@ create function durable.child_results(first_id uuid)
 returns table (workflow_id uuid, status text, output jsonb, error jsonb)
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off
-set plan_cache_mode = force_custom_plan as $$
+set plan_cache_mode = force_custom_plan set jit = off as $$
 #variable_conflict use_column
 declare
   v_last uuid := durable._child_id(first_id);
@@ -280,13 +280,13 @@ $$;
 -- What the end of children brings about, at the commit: once for all that a transaction ended.
 create function durable._wake_parents()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_seqs bigint[];
   v_parents uuid[];
   v_slots integer;
 begin
-  if not durable._wakes_itself()
+  if not durable._sees_commits()
     or exists (select from durable.ended_children e where e.xid = new.xid and e.seq > new.seq) then
     return null;
   end if;

@@ -30,16 +30,11 @@ end
 $$;
 
 -- Whoever has a snapshot from before cannot see who waits by now, and would fail on rows that changed since.
-create function durable._wakes_itself()
-returns boolean language sql stable as $$
-  select current_setting('transaction_isolation') in ('read committed', 'read uncommitted')
-$$;
-
 create function durable._wake_receiver()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
-  if durable._wakes_itself() and exists (
+  if durable._sees_commits() and exists (
       select from durable.waits w where w.workflow_id = new.workflow_id and w.kind = 'message' and w.subject = new.topic) then
     perform durable._wake(array[new.workflow_id]);
   end if;
@@ -49,9 +44,9 @@ $$;
 
 create function durable._wake_waiters()
 returns trigger language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
-  if durable._wakes_itself() and exists (
+  if durable._sees_commits() and exists (
       select from durable.waits w where w.kind = 'event' and w.subject = new.event) then
     -- More than that are for the ticks.
     perform durable._wake(array(
@@ -102,20 +97,16 @@ begin
 end
 $$;
 
--- Notes what a tick has seen, and when it looked: at least every five seconds. Another tick may be about to do the same, in a
--- transaction that stays open; then the next one sees all of it again.
-create function durable._mark_tick(p_seen pg_snapshot, p_at timestamptz)
+-- Notes what a tick has seen. Another tick may be about to do the same, in a transaction that stays open; then the next one sees all
+-- of it again.
+create function durable._note_seen(p_seen pg_snapshot)
 returns void language plpgsql as $$
-declare
-  v_mark durable.wake_marks := (select m from durable.wake_marks m);
 begin
-  if v_mark.only_one is null then
-    if pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
-      insert into durable.wake_marks (seen, looked_at) values (p_seen, p_at) on conflict do nothing;
-    end if;
-  elsif v_mark.seen::text is distinct from p_seen::text or v_mark.looked_at not between p_at - interval '5 seconds' and p_at then
-    update durable.wake_marks m set seen = p_seen, looked_at = p_at
+  if exists (select from durable.wake_marks) then
+    update durable.wake_marks m set seen = p_seen
     where m.ctid = any(array(select o.ctid from durable.wake_marks o for update skip locked));
+  elsif pg_try_advisory_xact_lock(hashtext('durable.wake_marks')) then
+    insert into durable.wake_marks (seen) values (p_seen) on conflict on constraint wake_marks_pkey do nothing;
   end if;
 end
 $$;
@@ -139,15 +130,16 @@ declare
   v_ids uuid[];
   v_late uuid[];
   v_woken uuid[];
-  v_at timestamptz := durable._now();
 begin
-  -- A server that ticks for the first time may have been a logical replica, and one where others ticked before may be one.
-  if (v_last is null or random() < 0.01) and exists (select from durable._sequences_behind()) then
+  -- At the first tick of a server, which may have been a logical replica. If it was ticked before, its workers give it away.
+  if v_last is null and exists (select from durable._sequences_behind())
+    or random() < 0.01 and exists (
+      select from durable.workers w
+      where w.worker_id > coalesce(pg_sequence_last_value('durable.workers_worker_id_seq'), 0)) then
     perform durable.repair_sequences();
   end if;
   if v_last::text = v_now::text and not exists (select from durable.late_wakes)
     and not exists (select from durable.ended_children) then
-    perform durable._mark_tick(v_last, v_at);
     return 0;
   end if;
   v_receivers := array(
@@ -203,7 +195,7 @@ begin
   if cardinality(v_ids) < max_workflows then
     -- What is left to be let in stays for the next tick.
     delete from durable.ended_children e where e.xid = any(v_ended_xids) and e.seq = any(v_ended_seqs) and e.slots = 0;
-    perform durable._mark_tick(v_now, v_at);
+    perform durable._note_seen(v_now);
   end if;
   return cardinality(v_woken);
 end
@@ -281,7 +273,7 @@ $$;
 
 create function durable.send(workflow_id uuid, topic text, payload jsonb default null, key text default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_last uuid;
@@ -306,7 +298,7 @@ begin
   end if;
   insert into durable.messages (workflow_id, topic, key, payload, sent_at)
   values (workflow_id, topic, key, payload, durable._now())
-  -- Of the key alone: a message whose number is taken must not get lost, see durable.repair_sequences().
+  -- Only for a key that is taken. A message whose number is taken must fail, see durable.repair_sequences().
   on conflict (workflow_id, key) where key is not null do nothing;
   return found;
 end
@@ -321,7 +313,7 @@ comment on function durable.send(uuid, text, jsonb, text) is
 
 create function durable.emit(event text, payload jsonb default null)
 returns boolean language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 begin
   perform durable._require(char_length(event) between 1 and 400,

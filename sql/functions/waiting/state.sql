@@ -2,7 +2,7 @@
 
 create function durable.publish(workflow_id uuid, lease bigint, key text, value jsonb default null)
 returns void language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 begin
   perform durable._require(char_length(publish.key) between 1 and 200,
@@ -29,7 +29,7 @@ comment on function durable.publish(uuid, bigint, text, jsonb) is
 
 create function durable.state(workflow_id uuid)
 returns jsonb language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   perform durable.status(workflow_id);
   return (
@@ -43,7 +43,7 @@ comment on function durable.state(uuid) is
 
 create function durable.warn(workflow_id uuid, lease bigint, warning text)
 returns void language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
 begin
   update durable.live_workflows l set warning = left(warn.warning, 10000)

@@ -370,7 +370,7 @@ comment on function durable.wait(uuid, bigint, text, jsonb, interval, timestampt
 
 create function durable.recheck_waits(workflow_ids uuid[])
 returns integer language plpgsql security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 begin
   if pg_is_in_recovery() then
     perform durable._refuse_standby();

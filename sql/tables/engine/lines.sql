@@ -4,10 +4,10 @@
 -- The id of a line is a hash of its kind, made from the UTF-8 bytes, so that any two who add a line add the same number. The
 -- last two bits say what stands in it:
 --
---   …00  new        nobody has claimed it before
---   …01  started    it woke, is tried again, or came back from a worker. It goes first: else each sleep and each retry in a
+--   ...00  new        nobody has claimed it before
+--   ...01  started    it woke, is tried again, or came back from a worker. It goes first: else each sleep and each retry in a
 --                   busy queue would wait behind the whole backlog. Of every four that are claimed, one is new all the same.
---   …11  suspect    its worker died twice with no other suspect beside it, see sql/functions/engine/recover.sql. A worker
+--   ...11  suspect    its worker died twice with no other suspect beside it, see sql/functions/engine/recover.sql. A worker
 --                   holds at most one of them.
 --
 -- Two kinds may have the same number. So whoever reads a line compares queue, priority and name as well: a collision takes

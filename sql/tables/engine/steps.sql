@@ -53,7 +53,7 @@ create table durable.open_steps (
   autovacuum_vacuum_scale_factor = 0.02,
   autovacuum_vacuum_threshold = 1000
 );
--- What heartbeats have listed, and nothing else: a tick looks for those whose workflow has ended.
+-- Holds only what heartbeats stored: a tick looks there for steps whose workflow has ended.
 create index open_steps_running_idx on durable.open_steps (workflow_id)
   where waits_for is null and retry_at is null and not at_most_once;
 comment on table durable.open_steps is 'Steps without an outcome whose start was worth writing down. Read it through durable.workflow_steps.';

@@ -2,11 +2,11 @@
 --
 -- live_workflows holds one narrow row for each workflow that is not finished. Its life:
 --
---     enqueue ──> pending ──claim──> running ──complete──> (moves to finished_workflows)
---                    ^                  │ ├────fail, attempts left──> pending, due later
---                    ├──lease released──┤ ├────fail, none left──────> (moves, failed)
---                    ├──worker died─────┘ └────wait────> sleeping, waiting
---                    └──its time, or what it waits for─────────┘    cancel, timeout: (moves) from any state
+--     enqueue --> pending --claim--> running --complete--> (moves to finished_workflows)
+--                    ^                  | |----fail, attempts left--> pending, due later
+--                    |--lease released--| |----fail, none left------> (moves, failed)
+--                    |--worker died-----+ +----wait----> sleeping, waiting
+--                    +--its time, or what it waits for---------+    cancel, timeout: (moves) from any state
 --
 -- A row that is ready has a ready_seq, its place in line; a row that must wait has a wake_at instead, and gets a
 -- ready_seq when that has come. Claiming turns ready_seq into lease, so a row is either in line, or owned, or neither,
@@ -171,7 +171,7 @@ create index finished_workflows_shape_status_idx on durable.finished_workflows_s
 create index finished_workflows_shape_name_idx on durable.finished_workflows_shape (name, completed_at);
 create index finished_workflows_shape_queue_idx on durable.finished_workflows_shape (queue, completed_at);
 create index finished_workflows_shape_key_idx on durable.finished_workflows_shape (key) where key is not null;
--- Not only where there are tags: that tags @> '…' means that there are some is more than the planner knows. New entries wait
+-- Not only where there are tags: that tags @> '...' means that there are some is more than the planner knows. New entries wait
 -- in a list, and whoever makes it too long sorts it in; a short one makes that a short wait.
 create index finished_workflows_shape_tags_idx on durable.finished_workflows_shape using gin (tags jsonb_path_ops)
   with (gin_pending_list_limit = 1024);

@@ -7,7 +7,7 @@ create table durable.retention_rules (
   constraint retention_rules_is_for_one check ((queue is null) <> (workflow is null)),
   constraint retention_rules_keep check (keep >= interval '0')
 );
--- Without a primary key, a publication would refuse every change.
+-- It has no primary key, and a publication would refuse every change.
 alter table durable.retention_rules replica identity full;
 comment on table durable.retention_rules is
   'Exceptions from the setting retention, for one queue or one workflow name; the name counts for more. Set by durable.retain().';

@@ -1,11 +1,11 @@
 -- A schedule is a row that says when which workflow is enqueued; a firing is a row that says what became of one due
 -- time.
 --
---     due ──tick──> fired          its workflow is enqueued in the same transaction
---           │       missed         nobody ticked in time, or the schedule was paused
---           │       skipped        the workflow of an earlier due time still ran (overlap)
---           │       failed         its workflow could not be enqueued
---           └─────> queued ──────> fired, when the workflow before it has ended
+--     due --tick--> fired          its workflow is enqueued in the same transaction
+--           |       missed         nobody ticked in time, or the schedule was paused
+--           |       skipped        the workflow of an earlier due time still ran (overlap)
+--           |       failed         its workflow could not be enqueued
+--           +-----> queued ------> fired, when the workflow before it has ended
 --
 -- The primary key makes one firing out of one due time, however many tickers there are; and the tick moves next_at on
 -- in the transaction that writes the firing and enqueues the workflow, so that a ticker killed between its statements

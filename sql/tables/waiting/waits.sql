@@ -62,14 +62,13 @@ comment on column durable.events.xid is 'The transaction that emitted it; see th
 create unlogged table durable.wake_marks (
   only_one boolean not null default true,
   seen pg_snapshot,
-  looked_at timestamptz not null,
   swept_id uuid,
   swept_seq bigint,
   sweep_at timestamptz not null default '-infinity',
   constraint wake_marks_pkey primary key (only_one),
   constraint wake_marks_is_one check (only_one)
 ) with (fillfactor = 20);
-comment on table durable.wake_marks is 'One row: what the last tick saw of waits and facts, and when, and how far it looked through the mail of ended workflows.';
+comment on table durable.wake_marks is 'One row: what the last tick saw of waits and facts, and how far it looked through the mail of ended workflows.';
 
 -- Not unique: with a constraint a tick would wait for another one that stays open.
 create unlogged table durable.late_wakes (

@@ -15,9 +15,9 @@ from ._output import print_fields, print_json
 def doctor(dsn: str | None, output: str) -> None:
     """Say what is wrong with the engine in this database, and what to do.
 
-    Shows what durable.health() finds: ticks, locks, partitions, vacuum, notifications, clocks, sequences, dead workers. The exit
-    status is 0 when nothing is critical (warnings are shown all the same), 1 when something is, or nothing can be told: a probe
-    needs nothing else.
+    Shows what durable.health() finds: ticks, locks, partitions, vacuum, notifications, clocks, sequences, dead
+    workers. The exit status is 0 when nothing is critical (warnings are shown all the same), and 1 when something is,
+    or when the database cannot be asked: a probe needs nothing else.
 
     JSON: findings, each with check, state (ok, warning or critical), since, detail, remedy.
 

@@ -25,7 +25,10 @@ IDLE = "select durable.idle(%s, %s::text[], %s::text[])"
 ATTACH = "select durable.attach(%s, %s::text[])"
 LEAVE = "select durable.leave(%s)"
 TICK = "select durable.tick(worker => %s)"
-HEARTBEAT = "select workflow_id::text, reason, lease from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb)"
+HEARTBEAT = (
+    "select workflow_id::text, reason, lease"
+    " from durable.heartbeat(%s, %s::uuid[], %s::bigint[], %s::jsonb, pg_catalog.to_timestamp(%s))"
+)
 RELEASE = "select durable.release_many(%s::uuid[], %s::bigint[])"
 FLUSH = (
     "select kind, item, outcome, output::text, error::text from durable.flush("
@@ -41,7 +44,7 @@ BEGIN_STEP = "select durable.begin_step(%s, %s, %s)"
 START_STEP = "select durable.start_step(%s, %s, %s)"
 FAIL_STEP = (
     "select extract(epoch from durable.fail_step(%s, %s, %s, %s::jsonb, %s, %s,"
-    " make_interval(secs => %s), %s, make_interval(secs => %s)))::float8"
+    " pg_catalog.make_interval(secs => %s), %s, pg_catalog.make_interval(secs => %s)))::float8"
 )
 STEP_RESULT = (
     "select status::pg_catalog.text, output::pg_catalog.text, error::pg_catalog.text from durable.step_result(%s, %s)"
@@ -50,15 +53,18 @@ FAIL = "select item, outcome from durable.fail_many(%s::uuid[], %s::bigint[], %s
 WAIT = (
     "select item, outcome, output::text, error::text from durable.wait_many("
     "%s::uuid[], %s::bigint[], %s::text[], %s::jsonb[], %s::interval[],"
-    " (select array_agg(to_timestamp(u) order by n) from unnest(%s::float8[]) with ordinality as t(u, n)),"
+    " (select pg_catalog.array_agg(pg_catalog.to_timestamp(u) order by n)"
+    "  from pg_catalog.unnest(%s::float8[]) with ordinality as t(u, n)),"
     " %s::text[], %s::boolean[])"
 )
 START_CHILDREN = (
     "select durable.start_children(%s, %s, %s, %s, %s::jsonb[], %s, %s, %s, %s,"
-    " make_interval(secs => %s), %s::jsonb)::text"
+    " pg_catalog.make_interval(secs => %s), %s::jsonb)::text"
 )
 CHILD_RESULTS = "select output::text from durable.child_results(%s)"
-REQUEST_APPROVAL = "select durable.request_approval(%s, %s, %s, %s, %s, %s::jsonb, make_interval(secs => %s))::text"
+REQUEST_APPROVAL = (
+    "select durable.request_approval(%s, %s, %s, %s, %s, %s::jsonb, pg_catalog.make_interval(secs => %s))::text"
+)
 APPROVALS = (
     "select approval_id::text, workflow_id::text, workflow, step_name, subject, assignee, form::text,"
     " requested_at, expires_at, state::text, decision, data::text, decided_by, comment, decided_at"
@@ -68,10 +74,12 @@ DECIDE = "select durable.decide(%s, %s, %s, %s, %s::jsonb)"
 RECHECK = "select durable.recheck_waits(%s::uuid[])"
 SEND = "select durable.send(%s, %s, %s::jsonb, %s)"
 EMIT = "select durable.emit(%s, %s::jsonb)"
-ENQUEUE = "select durable.enqueue(%s, %s::jsonb, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::jsonb)::text"
+ENQUEUE = (
+    "select durable.enqueue(%s, %s::jsonb, %s, %s, %s, %s, %s, pg_catalog.make_interval(secs => %s), %s::jsonb)::text"
+)
 ENQUEUE_MANY = (
     "select durable.enqueue_many(%s, %s::jsonb[], %s, %s::text[], %s, %s, %s,"
-    " make_interval(secs => %s), %s::jsonb)::text"
+    " pg_catalog.make_interval(secs => %s), %s::jsonb)::text"
 )
 CANCEL = "select durable.cancel(%s, %s)"
 RETRY = "select durable.retry(%s)"
@@ -90,8 +98,9 @@ HISTORY = (
     " from durable.history(%s)"
 )
 SCHEDULE = (
-    "select durable.schedule(%s, %s, %s, %s::jsonb, %s, %s, %s, make_interval(secs => %s), make_interval(secs => %s),"
-    " %s, %s, %s, %s, %s, %s, %s, make_interval(secs => %s), %s::jsonb)"
+    "select durable.schedule(%s, %s, %s, %s::jsonb, %s, %s, %s, pg_catalog.make_interval(secs => %s),"
+    " pg_catalog.make_interval(secs => %s), %s, %s, %s, %s, %s, %s, %s,"
+    " pg_catalog.make_interval(secs => %s), %s::jsonb)"
 )
 UNSCHEDULE = "select durable.unschedule(%s)"
 PAUSE_SCHEDULE = "select durable.pause_schedule(%s, %s)"

@@ -21,7 +21,7 @@ from .._client.connection import configure_for_steps, configure_for_steps_async,
 from .._client.link import Link
 from .._definitions import Step
 from .._durations import seconds
-from .._errors import DurableError, StepInterrupted, from_database
+from .._errors import DurableError, PayloadTooLarge, StepInterrupted, translated
 from .._retry import Retry
 from .invoke import in_thread, invoke, invoke_async, on_loop
 from .outcome import INTERRUPTED, Stored, for_owner
@@ -32,6 +32,9 @@ from .waits import Waits
 from .writer import Checkpoint, Writer
 
 log = logging.getLogger("durable")
+
+# Postgres ends the connection of whoever sends 1 GB, and a link would connect and send it again without end.
+_MOST_BYTES = 1_000_000_000
 
 
 class AsyncEngine:
@@ -188,10 +191,17 @@ class AsyncEngine:
         return Stored(rows[0][1], rows[0][2])
 
     async def _call(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        texts = [parameter for parameter in parameters if isinstance(parameter, str)]
         try:
-            return await self._link.execute(query, parameters)
-        except psycopg.Error as error:
-            raise for_owner(from_database(error) or error) from error
+            with translated():
+                if sum(map(len, texts)) > _MOST_BYTES / 4 and sum(len(text.encode()) for text in texts) > _MOST_BYTES:
+                    raise PayloadTooLarge(
+                        f"workflow {parameters[0]}: a call has more than {_MOST_BYTES} bytes",
+                        hint="Store the data elsewhere and pass a reference, or make several calls.",
+                    )
+                return await self._link.execute(query, parameters)
+        except (DurableError, psycopg.Error) as error:
+            raise for_owner(error) from error.__cause__
 
 
 def _forget_row_factory(conn: psycopg.Connection[Any]) -> None:

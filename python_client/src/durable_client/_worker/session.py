@@ -174,6 +174,7 @@ class Session(threading.Thread):
                 calls.plain_array(workflow_ids),
                 calls.plain_array(leases),
                 json.dumps(steps) if steps else None,
+                time.time(),
             ),
             prepare=self._keeps_backend,
         ).fetchall()

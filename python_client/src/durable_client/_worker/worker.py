@@ -156,10 +156,9 @@ class Worker:
     async def _open(self, opened: AsyncExitStack) -> tuple[list[Link], float]:
         """The links, and the length of a lease in seconds."""
         links = [
-            # A call about a workflow that somebody else holds lets claims pass, and is sent again.
-            Link(self._dsn, "control", lock_timeout="200ms"),
-            Link(self._dsn, "writer"),
-            Link(self._dsn, "writer"),
+            # What waits for somebody's lock lets others pass, and is sent again.
+            Link(self._dsn, name, lock_timeout="200ms")
+            for name in ("control", "writer", "writer")
         ]
         for link in links:
             opened.push_async_callback(link.close)
@@ -237,6 +236,7 @@ class Worker:
             elif self._has_channel and not self._announced:
                 # Whoever enqueues from now on rings; what came before is found by claiming once more.
                 self._announced = await self._announce()
+                poll = _FIRST_POLL
                 if not self._announced:
                     await asyncio.sleep(_AGAIN)
             else:
@@ -247,14 +247,14 @@ class Worker:
     async def _announce(self) -> bool:
         """Asks to be woken; false when somebody is in the way, for then it is better to go on claiming."""
         try:
-            await self._link.execute(
+            rows = await self._link.execute(
                 calls.IDLE, (self.name, calls.text_array(self.queues), calls.text_array(self._workflows)), patient=False
             )
         except psycopg.Error as error:
             if not transient(error):
                 raise
             return False
-        return True
+        return rows[0][0] is not None
 
     async def _claim(self, free: int) -> list[Claimed]:
         before = self._link.reconnects

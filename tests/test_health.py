@@ -1,0 +1,144 @@
+"""What durable.health() finds, each thing brought about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clusters import Database
+from engine import Connection, advance, call, claim_one, enqueue, kill_worker, rows, value
+
+pytestmark = pytest.mark.pg(15, 18)
+CHECKS = {
+    "ticks", "tick parts", "locks", "partitions", "vacuum", "notifications", "clocks", "sequences", "dead workers",
+}  # fmt: skip
+
+
+def found(conn: Connection, check: str) -> Any:
+    (row,) = [row for row in call(conn, "health") if row.check == check]
+    return row
+
+
+def test_all_is_well_after_a_tick(db: Database) -> None:
+    conn = db.connect()
+    call(conn, "tick")
+    call(conn, "heartbeat", "nobody")
+    findings = call(conn, "health")
+    assert {finding.check for finding in findings} == CHECKS
+    # What others do on this server is theirs.
+    assert [finding for finding in findings if finding.state != "ok" and finding.check != "vacuum"] == []
+    for finding in findings:
+        assert finding.detail
+        assert finding.state != "ok" or (finding.since, finding.remedy) == (None, None)
+
+
+def test_ticks_that_are_late_are_found(db: Database) -> None:
+    conn = db.connect()
+    conn.execute("delete from durable.tick_marks")
+    assert (found(conn, "ticks").state, found(conn, "ticks").since) == ("critical", None)
+    call(conn, "tick")
+    last = value(conn, "select looked_at from durable.tick_marks")
+    assert found(conn, "ticks").state == "ok"
+    advance(conn, "15 seconds")
+    assert (found(conn, "ticks").state, found(conn, "ticks").since) == ("warning", last)
+    advance(conn, "40 seconds")
+    assert found(conn, "ticks").state == "critical"
+    call(conn, "tick")
+    assert found(conn, "ticks").state == "ok"
+
+
+def test_parts_of_the_tick_that_fail_are_found_with_when_they_began_and_no_longer_when_they_are_mended(
+    db: Database,
+) -> None:
+    conn = db.connect()
+    conn.execute("alter table durable.dropped_days rename to away")
+    call(conn, "tick")
+    first = found(conn, "tick parts")
+    assert (first.state, "forgotten" in first.detail, "dropped_days" in first.detail) == ("warning", True, True)
+    advance(conn, "2 minutes")
+    call(conn, "tick")
+    assert (found(conn, "tick parts").state, found(conn, "tick parts").since) == ("critical", first.since)
+    conn.execute("alter table durable.away rename to dropped_days")
+    call(conn, "tick")
+    assert found(conn, "tick parts").state == "ok"
+
+
+def test_a_part_that_a_lock_keeps_from_its_work_is_found(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False)
+    holder.execute("lock table durable.events in access exclusive mode")
+    report = call(conn, "tick")[0].tick
+    assert "aged" in report["passed_over"]
+    assert report["woken"] == 0
+    assert "aged" in "".join(row.detail for row in call(conn, "health") if row.check == "tick parts")
+    holder.rollback()
+    assert "passed_over" not in call(conn, "tick")[0].tick
+    assert found(conn, "tick parts").state == "ok"
+
+
+def test_who_keeps_a_tick_open_is_named(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False, application_name="a script")
+    call(holder, "tick")
+    assert found(conn, "locks").state == "ok"
+    advance(conn, "10 seconds")
+    findings = [row for row in call(conn, "health") if row.check == "locks"]
+    assert any("durable.tick" in row.detail and "'a script'" in row.detail and row.since for row in findings)
+    # The ticks of others go on.
+    assert "busy" not in call(conn, "tick")[0].tick
+    holder.rollback()
+    assert found(conn, "locks").state == "ok"
+
+
+def test_missing_partitions_are_found(db: Database) -> None:
+    conn = db.connect()
+    advance(conn, "10 days")
+    assert found(conn, "partitions").state == "warning"
+    call(conn, "tick")
+    assert found(conn, "partitions").state == "ok"
+
+
+def test_the_oldest_transaction_is_named(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False, application_name="a report")
+    holder.execute("create temp table mine (n int)")
+    advance(conn, "20 minutes")
+    (finding,) = [row for row in call(conn, "health") if row.check == "vacuum" and row.state == "warning"][:1]
+    assert "keeps dead rows" in finding.detail
+    advance(conn, "5 hours")
+    assert "critical" in [row.state for row in call(conn, "health") if row.check == "vacuum"]
+
+
+def test_a_worker_whose_clock_is_wrong_is_named(db: Database) -> None:
+    conn = db.connect()
+    enqueue(conn)
+    claim_one(conn, "worker")
+    conn.execute("select durable.heartbeat('worker', clock => clock_timestamp() + interval '1 second')")
+    assert found(conn, "clocks").state == "ok"
+    conn.execute("select durable.heartbeat('worker', clock => clock_timestamp() - interval '1 hour')")
+    finding = found(conn, "clocks")
+    assert (finding.state, "'worker'" in finding.detail, "behind" in finding.detail) == ("warning", True, True)
+
+
+def test_a_sequence_that_is_behind_its_rows_is_named(db: Database) -> None:
+    conn = db.connect()
+    for _ in range(3):
+        enqueue(conn)
+    conn.execute("alter sequence durable.ready_seq restart")
+    assert "ready_seq" in found(conn, "sequences").detail
+    call(conn, "repair_sequences")
+    assert found(conn, "sequences").state == "ok"
+
+
+def test_what_a_dead_worker_still_holds_is_named(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False)
+    workflow_id = enqueue(conn)
+    claim_one(conn, "gone")
+    call(holder, "cancel", workflow_id)
+    kill_worker(conn, "gone")
+    call(conn, "recover")
+    advance(conn, "15 seconds")
+    finding = found(conn, "dead workers")
+    assert (finding.state, str(workflow_id) in finding.detail, "'gone'" in finding.detail) == ("warning", True, True)
+    holder.rollback()
+    call(conn, "recover")
+    assert found(conn, "dead workers").state == "ok"
+    assert rows(conn, "select from durable.workflows where status = 'pending'")
