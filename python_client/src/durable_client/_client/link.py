@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
 from .._threads import DaemonThreads
@@ -86,7 +85,7 @@ class Trouble:
 async def _accepts_connections(dsn: str) -> bool:
     """Whether there is a server that answers, be it with a refusal, and is not about to start, stop or be promoted."""
     # Only libpq sees the SQLSTATE by which this is told, and it blocks.
-    ping = make_conninfo(conninfo(dsn), connect_timeout=_PING_SECONDS).encode()
+    ping = conninfo(dsn, connect_timeout=_PING_SECONDS).encode()
     loop = asyncio.get_running_loop()
     if await loop.run_in_executor(_pinging, PGconn.ping, ping) != Ping.OK:
         return False

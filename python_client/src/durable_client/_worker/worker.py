@@ -51,6 +51,8 @@ _FIRST_POLL = 0.05
 # NOTIFY.
 _BUSY = 0.02
 _NAP = 0.004
+# How soon a worker claims again when somebody keeps it from asking to be woken.
+_AGAIN = 0.25
 # What the workflows of a worker that end within this many seconds are claimed ahead: about as long as a claim takes, so
 # that none of them waits for one. A worker with slow workflows claims none that another could begin.
 _AHEAD = 0.02
@@ -236,7 +238,7 @@ class Worker:
                 self._announced = await self._announce()
                 poll = _FIRST_POLL
                 if not self._announced:
-                    await asyncio.sleep(pause(5))
+                    await asyncio.sleep(_AGAIN)
             else:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), poll * random.uniform(0.75, 1.25))
@@ -406,10 +408,10 @@ class Worker:
             except WorkflowInterrupted as interrupted:
                 return self._ended(run, interrupted)
             except Exception as refused:
-                if tries == 0:
-                    log.exception("workflow %s (%s): it cannot be given back, trying again", run.workflow_id, run.name)
-                else:
-                    log.debug("workflow %s (%s): it cannot be given back: %s", run.workflow_id, run.name, refused)
+                log.log(
+                    logging.ERROR if tries == 0 else logging.DEBUG,
+                    "workflow %s (%s): it cannot be given back, trying again: %s", run.workflow_id, run.name, refused,
+                )  # fmt: skip
             await asyncio.sleep(pause(tries, LONGEST_TROUBLE_PAUSE))
             tries += 1
             if (lost := lost_by(run)) is not None:
