@@ -85,7 +85,7 @@ $$;
 create function durable._bury(worker_ids integer[], at timestamptz, grace interval)
 returns void language plpgsql as $$
 declare
-  v_time interval := greatest(durable._lease() / 2, interval '5 seconds');
+  v_time interval := durable._time_for_heartbeat();
   -- Before the rows, so that of two recoveries the later one knows of the other.
   v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.recover'));
   v_kept integer[];
@@ -121,30 +121,34 @@ exception when lock_not_available then
 end
 $$;
 
--- A clock that is set forward ends all leases at once, also those of workers that live. From a gap of 15 seconds in the ticks of a
--- database that had some until then, nobody can tell whether that was it: workers whose lease ended in the gap get another one,
+-- How long a worker gets to send a heartbeat that something kept back: longer than it is from one to the next.
+create function durable._time_for_heartbeat()
+returns interval language plpgsql stable as $$ begin return greatest(durable._lease() / 2, interval '5 seconds'); end $$;
+
+-- A clock that is set forward ends all leases at once, and a lock on the tables keeps all heartbeats back, also those of workers that
+-- live. From a gap of three seconds in the ticks nobody can tell whether that was it: workers whose lease ended in the gap get time,
 -- once, in which they renew it if they live.
 create function durable._renew_overtaken(p_now timestamptz)
 returns void language plpgsql as $$
 declare
-  v_ticked_at timestamptz := (durable._newest_mark('')).moved_at;
+  v_ticked_at timestamptz := durable._last_tick();
   v_lease interval := durable._lease();
 begin
-  if v_ticked_at < p_now - interval '15 seconds' then
-    update durable.workers w set expires_at = p_now + v_lease
+  if v_ticked_at < p_now - interval '3 seconds' then
+    update durable.workers w set expires_at = p_now + durable._time_for_heartbeat()
     where w.worker_id = any(array(
       select o.worker_id from durable.workers o
       where o.died_at is null and o.expires_at < p_now and o.expires_at > v_ticked_at
-        and o.heartbeat_at < v_ticked_at + interval '15 seconds'
-        -- No longer than a heartbeat makes it: it has not had another one.
+        and o.heartbeat_at < v_ticked_at + interval '3 seconds'
+        -- As a heartbeat makes it: it has not had more time before.
         and o.expires_at - o.heartbeat_at between v_lease and v_lease + interval '1 second'
       for update skip locked));
   end if;
 end
 $$;
 
--- Declares workers dead whose session lock has been gone for longer than a reconnect takes, or, if leases count, whose lease ran out.
-create function durable._bury_workers(p_leases_count boolean)
+-- Declares workers dead whose lease ran out, or whose session lock has been gone for longer than a reconnect takes.
+create function durable._bury_workers()
 returns void language plpgsql as $$
 declare
   v_now timestamptz := durable._now();
@@ -182,7 +186,7 @@ begin
 
     v_ended := array(
       select d.worker_id from durable.workers d
-      where d.died_at is null and (d.expires_at < v_now and p_leases_count or d.lock_lost_at <= v_now - v_grace) limit 1000);
+      where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
     if cardinality(v_ended) > 0 then
       perform durable._renew_overtaken(v_now);
       perform durable._bury(v_ended, v_now, v_grace);
@@ -270,14 +274,6 @@ begin
 end
 $$;
 
-create function durable._recover(p_max integer, p_leases_count boolean)
-returns integer language plpgsql as $$
-begin
-  perform durable._bury_workers(p_leases_count);
-  return durable._requeue_of_dead(p_max);
-end
-$$;
-
 create function durable.recover(max_workflows integer default 1000)
 returns integer language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -288,7 +284,8 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   perform durable._let_ring();
-  return durable._recover(max_workflows, true);
+  perform durable._bury_workers();
+  return durable._requeue_of_dead(max_workflows);
 end
 $$;
 comment on function durable.recover(integer) is

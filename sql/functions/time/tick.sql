@@ -207,9 +207,7 @@ begin
       v_done := case v_part
         when 'set_back' then durable._set_back(v_begin)
         when 'dropped' then durable._drop_history()
-        -- What kept ticks from looking for seconds, a lock on a table for example, kept workers from renewing their leases, too. This
-        -- one leaves them the time to do so.
-        when 'recovered' then durable._recover(max_workflows, (v_last < v_begin - interval '3 seconds') is not true)
+        when 'recovered' then durable.recover(max_workflows)
         when 'woken' then durable._wake_due(max_workflows)
         when 'signalled' then durable._wake_missed(max_workflows)
         when 'timed_out' then durable._time_out(max_workflows)
