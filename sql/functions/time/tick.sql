@@ -246,6 +246,7 @@ begin
       -- Somebody holds what it needs, or changed it at the same time.
       when lock_not_available or serialization_failure or deadlock_detected then
         v_passed_over := v_passed_over || v_part;
+        v_report := v_report || jsonb_build_object(v_part, 0);
         v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
       when others then
         v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));

@@ -5,6 +5,8 @@ Arrays are written as literals here: a list of hundreds of values is quicker to 
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,6 +125,12 @@ SET = (
     " where pg_catalog.current_setting(name, true) is not null"
 )
 LEASE_SECONDS = "select extract(epoch from value::interval)::float8 from durable.settings where name = 'lease'"
+
+
+def heartbeat(worker: str, workflow_ids: Iterable[str], leases: Iterable[int], steps: object = None) -> list[Any]:
+    """The parameters of ``HEARTBEAT``; the only place that reads the clock of the machine, for durable.health()."""
+    shown = json.dumps(steps) if steps else None
+    return [worker, plain_array(workflow_ids), plain_array(leases), shown, time.time()]
 
 
 def text_array(items: Iterable[str | None]) -> str:

@@ -5,7 +5,6 @@ A thread, so that code that blocks the event loop does not let the lease run out
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -168,15 +167,7 @@ class Session(threading.Thread):
     def _heartbeat(self, conn: psycopg.Connection[Any]) -> None:
         workflow_ids, leases, steps = self._held()
         rows = conn.execute(
-            calls.HEARTBEAT,
-            (
-                self._worker,
-                calls.plain_array(workflow_ids),
-                calls.plain_array(leases),
-                json.dumps(steps) if steps else None,
-                time.time(),
-            ),
-            prepare=self._keeps_backend,
+            calls.HEARTBEAT, calls.heartbeat(self._worker, workflow_ids, leases, steps), prepare=self._keeps_backend
         ).fetchall()
         for workflow_id, reason, lease in rows:
             if reason is not None:

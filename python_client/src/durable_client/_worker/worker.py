@@ -276,7 +276,10 @@ class Worker:
             if (await self._link.execute(calls.RELEASE, (ids, leases)))[0][0] == len(held):
                 return
             # Some were lost before, or somebody holds their rows at this moment.
-            rows = await self._link.execute(calls.HEARTBEAT, (self.name, ids, leases, None, time.time()))
+            rows = await self._link.execute(
+                calls.HEARTBEAT,
+                calls.heartbeat(self.name, (each.workflow_id for each in held), (each.lease for each in held)),
+            )
             gone = {lease for _, _, lease in rows}
             held = [each for each in held if each.lease not in gone]
             await asyncio.sleep(pause(tries, LONGEST_TROUBLE_PAUSE))
