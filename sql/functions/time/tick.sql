@@ -253,7 +253,7 @@ begin
         v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
     end;
   end loop;
-  if 'recovered' = any(v_passed_over) then
+  if v_troubles #>> '{recovered,code}' = '55P03' then
     perform durable._keep_expired(v_begin);
   end if;
   perform durable._mark_tick(v_begin);
