@@ -22,7 +22,7 @@ insert into durable.setting_defaults (name, value, type, description) values
   ('session_grace', '250 milliseconds', 'interval',
    'How long the session lock of a worker may be gone before its workflows are taken from it.'),
   ('restart_grace', '2 seconds', 'interval',
-   'How long after a start of Postgres only leases count, so that workers can reconnect and lock again.'),
+   'How long after a start of Postgres nobody is declared dead, so that workers can connect, lock and renew their leases again.'),
   ('max_crashes', '10', 'integer',
    'How often in a row a suspect may lose its worker; with one more it is given up as failed (WF009).'),
   ('max_payload_bytes', '134217728', 'bigint',
