@@ -459,25 +459,22 @@ def test_ends_that_are_rolled_back_wake_nobody(db: Database) -> None:
     assert status(conn, held) == "waiting"
 
 
-def test_a_worker_that_lies_down_while_children_end_does_not_miss_what_they_bring(db: Database) -> None:
-    conn, other, observer = db.connect(), db.connect(), db.connect()
+def test_a_worker_that_lies_down_while_children_end_waits_for_nobody_and_is_rung_for_by_the_next_tick(
+    db: Database,
+) -> None:
+    conn, other = db.connect(), db.connect(autocommit=False)
     parked(conn, 2, max_parallel=1)
     child = claim_one(conn)
-    ending = Event()
-
-    def end() -> None:
-        with other.transaction():
-            complete(other, child)
-            other.execute("set constraints all immediate")
-            ending.set()
-            wait_until_blocked(observer, conn)
-
-    def lie_down() -> list[Any]:
-        assert ending.wait(60)
-        call(conn, "idle", "worker")
-        return claim(conn)
-
-    assert [found.input["n"] for found in at_once(end, lie_down)[1]] == [1]
+    complete(other, child)
+    other.execute("set constraints all immediate")
+    channel = value(conn, "select durable.idle('worker')")
+    assert claim(conn) == []
+    conn.execute(f'listen "{channel}"'.encode())
+    other.commit()
+    assert call(other, "tick")[0].tick["rung"] == 1
+    other.commit()
+    assert len(list(conn.notifies(timeout=30, stop_after=1))) == 1
+    assert [found.input["n"] for found in claim(conn)] == [1]
 
 
 # At most so many at a time

@@ -42,7 +42,9 @@ def keep(conn: Connection, days: int) -> None:
     """Sets the retention to so many days and some hours: until eleven of a day, far from its ends and from all that ended."""
     day = day_of(conn, days)
     value(
-        conn, "select durable.configure('retention', (now() - durable._start_of(%s) - interval '11 hours')::text)", day
+        conn,
+        "select durable.configure('retention', extract(epoch from now() - durable._start_of(%s) - interval '11 hours') || ' s')",
+        day,
     )
 
 

@@ -168,6 +168,7 @@ def everything(conn: Connection, turn: str) -> None:
     call(conn, "cron_next", "@daily", "2026-01-01 00:00Z")
     call(conn, "configure", "retry_max", "6 minutes")
     call(conn, "repair_sequences")
+    call(conn, "health")
     call(conn, "version")
     call(conn, "build")
     # A child fails, and with it its parent, which is tried again.

@@ -143,7 +143,7 @@ end
 $$;
 
 create function durable._check_notifications()
-returns setof durable.finding language plpgsql volatile as $$
+returns setof durable.finding language plpgsql stable as $$
 declare
   v_usage double precision := pg_notification_queue_usage();
 begin
@@ -216,7 +216,7 @@ end
 $$;
 
 create function durable.health()
-returns setof durable.finding language plpgsql volatile security definer
+returns setof durable.finding language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_now timestamptz := durable._now();

@@ -173,8 +173,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 -- What others hold it leaves for the next one.
 set lock_timeout = '50ms' as $$
 declare
-  v_is_alone boolean := pg_try_advisory_xact_lock(hashtext('durable.tick'));
-  v_last timestamptz := durable._last_tick();
+  v_is_alone boolean;
   v_report jsonb := jsonb_build_object();
   v_troubles jsonb := jsonb_build_object();
   v_passed_over text[] := array[]::text[];
@@ -186,7 +185,7 @@ declare
   v_at_once boolean := false;
   v_begin constant timestamptz := durable._now();
   v_today constant date := (v_begin at time zone 'UTC')::date;
-  v_at timestamptz := case when v_is_alone and pg_current_xact_id_if_assigned() is null then v_begin end;
+  v_at timestamptz;
 begin
   if pg_is_in_recovery() then
     perform durable._refuse_standby();
@@ -194,9 +193,11 @@ begin
   perform durable._require(max_workflows > 0,
     format('max_workflows must be positive, not %s', coalesce(max_workflows::text, 'NULL')), 'Leave it out for 1000.');
   -- The lock saves double work, and nothing depends on it: one whose transaction stays open must not stop all others.
-  if not v_is_alone and v_last between v_begin - interval '1 second' and v_begin then
+  v_is_alone := pg_try_advisory_xact_lock(hashtext('durable.tick'));
+  if not v_is_alone and durable._last_tick() between v_begin - interval '1 second' and v_begin then
     return jsonb_build_object('busy', true, 'turn_in_ms', durable._next_turn(worker));
   end if;
+  v_at := case when v_is_alone and pg_current_xact_id_if_assigned() is null then v_begin end;
   perform durable._let_ring();
   foreach v_part in array array['set_back', 'dropped', 'recovered', 'woken', 'signalled', 'timed_out', 'paused', 'released', 'fired',
     'backfilled', 'rung', 'firings_forgotten', 'partitions', 'lines', 'registered', 'expired', 'forgotten', 'aged']
