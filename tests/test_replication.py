@@ -141,6 +141,8 @@ def test_a_logical_replica_that_takes_over_goes_on_with_all_of_it(logical: Clust
     assert value(copy, "select durable.repair_sequences()") == len(rows(conn, SEQUENCES))
     assert value(copy, "select durable.repair_sequences()") == 0
     leases = {row.lease for row in rows(copy, "select lease from durable.live_workflows where lease is not null")}
+    # This server has just started.
+    call(copy, "configure", "restart_grace", "0")
     for worker in ("worker", "other"):
         kill_worker(copy, worker)
     tick(copy)
