@@ -657,7 +657,7 @@ def test_doctor_tells_what_is_wrong_and_what_to_do_and_fails_when_it_is_critical
     assert "critical  ticks: nothing has ticked" in done.stdout
     assert "Start a worker" in done.stdout
     call(conn, "tick")
-    assert "ok  ticks: the last one looked" in cli.read("doctor")
+    assert "ok  ticks: the last tick was" in cli.read("doctor")
     findings = json.loads(cli.read("doctor", "-o", "json"))["findings"]
     assert {frozenset(finding) for finding in findings} == {frozenset(["check", "state", "since", "detail", "remedy"])}
     assert {finding["state"] for finding in findings} <= {"ok", "warning"}

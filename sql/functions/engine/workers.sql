@@ -80,7 +80,7 @@ declare
 begin
   -- Now, and not a time from before it waited for a lock on a table.
   update durable.workers w
-  set heartbeat_at = durable._now(), expires_at = durable._now() + v_lease, clock_ahead = _renew.clock - durable._now()
+  set heartbeat_at = durable._now(), expires_at = durable._now() + v_lease, clock_ahead = case when isfinite(_renew.clock) then _renew.clock - durable._now() end
   where w.worker_id = any(array(
     select o.worker_id from durable.workers o
     where o.name = worker and o.died_at is null for no key update skip locked));

@@ -11,9 +11,20 @@ returns text language sql immutable as $$
   select case when value > critical then 'critical' when value > warning then 'warning' else 'ok' end
 $$;
 
--- A time span as people read it: in whole seconds.
+-- A time span as people read it, in every IntervalStyle: 45 s, 12 min, 3 h.
 create function durable._span(span interval)
-returns text language sql stable as $$ select date_trunc('second', span)::text $$;
+returns text language sql immutable as $$
+  select case when s.n < 120 then round(s.n) || ' s' when s.n < 7200 then round(s.n / 60) || ' min' else round(s.n / 3600) || ' h' end
+  from (select extract(epoch from span) as n) s
+$$;
+
+-- Whether there are sessions of other roles of which only the process can be seen.
+create function durable._has_hidden_sessions()
+returns boolean language plpgsql stable as $$
+begin
+  return exists (select from pg_stat_activity a where a.backend_type = 'client backend' and a.state is null);
+end
+$$;
 
 -- Who a session is: its process, role, program and what it does. Of sessions of other roles, only members of pg_read_all_stats
 -- see more than the process.
@@ -36,10 +47,10 @@ begin
     return query select * from durable._finding('ticks', 'critical', 'nothing has ticked since the installation, or since a crash of Postgres',
       'Start a worker, or have pg_cron tick: durable.enable_pg_cron().');
   elsif durable._severity(at - v_last, interval '10 seconds', interval '30 seconds') = 'ok' then
-    return query select * from durable._finding('ticks', 'ok', format('the last one looked %s ago', durable._span(at - v_last)));
+    return query select * from durable._finding('ticks', 'ok', format('the last tick was %s ago', durable._span(at - v_last)));
   else
     return query select * from durable._finding('ticks', durable._severity(at - v_last, interval '10 seconds', interval '30 seconds'),
-      format('none has looked for %s; nothing is recovered, woken, timed out or fired', durable._span(at - v_last)),
+      format('no tick for %s: nothing is recovered, woken, timed out or fired', durable._span(at - v_last)),
       'Start a worker, or have pg_cron tick: durable.enable_pg_cron(). If workers run, see their logs and the check locks.', v_last);
   end if;
 end
@@ -50,7 +61,8 @@ returns setof durable.finding language plpgsql stable as $$
 begin
   return query
   select 'tick parts', case when t.since < at - interval '1 minute' then 'critical' else 'warning' end, t.since,
-    format('the part %s fails: %s (%s)', t.part, t.error, t.code),
+    format(case when durable._is_passing(t.code) then 'the part %s was kept from its work: %s (%s)' else 'the part %s fails: %s (%s)' end,
+      t.part, t.error, t.code),
     case when durable._is_passing(t.code) then 'Another transaction is in its way: see the check locks, and pg_locks.'
       else 'Mend what the error says; all other parts go on.' end
   from durable.tick_troubles t where t.last_at > at - interval '5 minutes';
@@ -60,8 +72,8 @@ begin
 end
 $$;
 
--- Whoever has held one of the advisory keys of the engine for five seconds. The engine holds them to the end of a transaction, so
--- that is a transaction that stays open, or somebody who uses the same key.
+-- Whoever has locked a table of the engine so that others wait, and whoever has held one of its advisory keys for five seconds and
+-- does nothing. The engine holds these to the end of a transaction, so that is one that stays open, or somebody who uses the same key.
 create function durable._check_locks(at timestamptz)
 returns setof durable.finding language plpgsql stable as $$
 begin
@@ -69,7 +81,8 @@ begin
   select 'locks', 'warning', coalesce(p.prepared, a.xact_start, a.state_change),
     format('%s holds the advisory key %s%s',
       case when p.gid is null then durable._session(k.pid) else format('prepared transaction %L', p.gid) end, n.name, n.effect),
-    'End that transaction or session: commit it, or select pg_terminate_backend(process). It must not use keys of durable.'
+    case when p.gid is null then 'End that transaction: commit it there, or select pg_terminate_backend(process).'
+      else format('End it: commit prepared %L, or rollback prepared %L.', p.gid, p.gid) end
   from (
     select hashtext(e.name) as first, e.name, e.effect from (values
       ('durable.tick', ': a tick whose transaction stays open; other ticks go on without it'),
@@ -87,7 +100,18 @@ begin
   where k.database = (select d.oid from pg_database d where d.datname = current_database())
     and k.pid is distinct from pg_backend_pid()
     -- A short transaction of the engine is no finding.
-    and (p.prepared < at - interval '5 seconds' or a.xact_start < at - interval '5 seconds' or a.state = 'idle');
+    and (p.prepared < at - interval '5 seconds' or a.xact_start < at - interval '5 seconds' and a.state <> 'active' or a.state = 'idle')
+  union all
+  select 'locks', 'critical', min(w.waitstart),
+    format('%s has locked %s, and others wait for it', durable._session(b.pid), string_agg(distinct w.relation::regclass::text, ', ')),
+    'End that transaction: commit it there, or select pg_terminate_backend(process). Until then calls that need the table wait.'
+  from pg_locks w
+  join pg_class c on c.oid = w.relation and c.relnamespace = 'durable'::regnamespace
+  cross join lateral unnest(pg_blocking_pids(w.pid)) as b(pid)
+  where not w.granted and w.locktype = 'relation' and w.waitstart < at - interval '2 seconds'
+    and w.database = (select d.oid from pg_database d where d.datname = current_database())
+    and not exists (select from pg_locks o where o.pid = b.pid and not o.granted)
+  group by b.pid;
   if not found then
     return query select * from durable._finding('locks', 'ok', 'nobody else holds a key of the engine');
   end if;
@@ -136,7 +160,10 @@ begin
       case when s.active then '' else ', which nobody uses,' end, greatest(age(s.xmin), age(s.catalog_xmin))),
     'Bring its consumer back, or drop it: select pg_drop_replication_slot(...).'
   from pg_replication_slots s where greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000;
-  if not found then
+  if not found and durable._has_hidden_sessions() then
+    return query select * from durable._finding('vacuum', 'warning', 'the sessions of other roles cannot be seen, nor what they hold',
+      format('grant pg_read_all_stats to %s', quote_ident(current_user)));
+  elsif not found then
     return query select * from durable._finding('vacuum', 'ok', 'no transaction is older than 10 minutes');
   end if;
 end
