@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from clusters import Database
-from engine import Connection, advance, call, claim_one, enqueue, kill_worker, rows, value
+from engine import Connection, advance, call, claim_one, enqueue, kill_worker, rows, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
 CHECKS = {
-    "ticks", "tick parts", "locks", "partitions", "vacuum", "notifications", "clocks", "sequences", "dead workers",
+    "ticks", "tick parts", "locks", "partitions", "schedules", "vacuum", "notifications", "clocks", "sequences",
+    "dead workers",
 }  # fmt: skip
 
 
@@ -142,3 +144,54 @@ def test_what_a_dead_worker_still_holds_is_named(db: Database) -> None:
     call(conn, "recover")
     assert found(conn, "dead workers").state == "ok"
     assert rows(conn, "select from durable.workflows where status = 'pending'")
+
+
+def test_who_has_locked_a_table_is_named_and_health_does_not_wait(db: Database) -> None:
+    conn, holder, waiting = db.connect(), db.connect(autocommit=False, application_name="a migration"), db.connect()
+    call(conn, "tick")
+    holder.execute("lock table durable.live_workflows, durable.tick_marks in access exclusive mode")
+    with ThreadPoolExecutor(1) as pool:
+        enqueued = pool.submit(enqueue, waiting)
+        wait_until(
+            conn,
+            "select count(*) > 0 from durable.health() where detail ~ %s",
+            "'a migration'.* has locked durable.live_workflows",
+        )
+        assert found(conn, "ticks").detail == "it cannot look: another transaction has locked a table"
+        holder.rollback()
+        enqueued.result()
+
+
+def test_a_schedule_that_somebody_keeps_from_firing_is_named(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False)
+    call(conn, "schedule", "held", "1 minute", "w")
+    call(holder, "trigger_schedule", "held")
+    advance(conn, "2 minutes")
+    call(conn, "tick")
+    assert "'held'" in found(conn, "schedules").detail
+    holder.rollback()
+    call(conn, "tick")
+    assert found(conn, "schedules").state == "ok"
+
+
+def test_sessions_that_the_owner_may_not_see_are_told_of(db: Database) -> None:
+    admin = db.connect()
+    owner, other = f"owner_{db.name}", f"other_{db.name}"
+    for role in (owner, other):
+        admin.execute(f"create role {role} login".encode())
+    try:
+        admin.execute(f"alter function durable.health() owner to {owner}".encode())
+        admin.execute(f"grant usage on schema durable to {owner}".encode())
+        admin.execute(f"grant all on all tables in schema durable to {owner}".encode())
+        admin.execute(f"grant all on all functions in schema durable to {owner}".encode())
+        admin.execute(f"grant all on all sequences in schema durable to {owner}".encode())
+        with db.connect(user=other):
+            (finding,) = [
+                row for row in call(admin, "health") if row.check == "vacuum" and "cannot be seen" in row.detail
+            ]
+            assert (finding.state, finding.remedy) == ("warning", f"grant pg_read_all_stats to {owner}")
+    finally:
+        db.disconnect()
+        with db.cluster.connect(db.name) as conn:
+            for role in (owner, other):
+                conn.execute(f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}".encode())

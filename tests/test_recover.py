@@ -506,3 +506,19 @@ def test_a_transactional_step_has_its_connection_probed_for_as_long_as_it_lasts(
         assert within(step) == ["7", *before[1:]]
     with database.connect(autocommit=False) as local:
         assert within(local) == ["0", "0", "0", "0"]
+
+
+def test_a_workflow_of_whose_steps_somebody_holds_one_does_not_keep_others_from_their_timeout(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False)
+    held, *others = [enqueue(conn, timeout="1 second") for _ in range(4)]
+    leases = {each.workflow_id: each.lease for each in claim(conn, max_workflows=4)}
+    call(conn, "fail_step", held, leases[held], "s", {"type": "E"}, 1, 3)
+    call(holder, "checkpoint_many", [held], [leases[held]], ["s"], [{}])
+    conn.execute("update durable.live_workflows set deadline = now() - interval '1 second'")
+    report = value(conn, "select durable.tick()")
+    assert "passed_over" not in report
+    assert {workflow(conn, each).status for each in others} == {"failed"}
+    assert workflow(conn, held).status == "running"
+    holder.rollback()
+    call(conn, "tick")
+    assert workflow(conn, held).status == "failed"

@@ -911,3 +911,22 @@ def test_a_cancellation_waits_for_a_workflow_that_parks_and_leaves_no_wait(db: D
     assert at_once(commit_when_awaited, lambda: call(other, "cancel", held.workflow_id))[1] == [(True,)]
     assert status(conn, held) == "cancelled"
     assert waits(conn) == value(conn, "select count(*) from durable.open_steps") == 0
+
+
+def test_mail_that_cannot_be_forwarded_yet_does_not_keep_others_from_waking(db: Database) -> None:
+    conn, early, late = db.connect(), db.connect(autocommit=False), db.connect(autocommit=False)
+    first = enqueue(conn)
+    held = claim_one(conn)
+    call(early, "send", first, "mail", "1", "k")
+    call(conn, "continue_as_new", first, held.lease)
+    call(late, "send", first, "mail", "2", "k")
+    early.commit()
+    other = ready(conn, MESSAGE)
+    sender = db.connect(autocommit=False)
+    sender.execute("set transaction isolation level repeatable read")
+    sender.execute("select 1")
+    assert wait(conn, other, "s", MESSAGE) == ("parked", None)
+    fact(sender, other, MESSAGE)
+    sender.commit()
+    assert "passed_over" not in value(conn, "select durable.tick()")
+    seen_in_the_end(conn, other, MESSAGE)

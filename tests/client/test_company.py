@@ -372,3 +372,29 @@ def test_whoever_holds_a_key_of_the_engine_stops_nobody_and_is_named(
         found = [row.detail for row in call(held.conn, "health") if row.check == "locks"]
         for key in keys + pairs:
             assert any(key in detail and "the holder" in detail for detail in found), f"{key} is not in {found}"
+
+
+@pytest.mark.parametrize("how", ["savepoint", "shared"])
+def test_reports_of_many_that_somebody_holds_in_a_savepoint_or_shares_hold_nobody_up(
+    db: Database, processes: Processes, journal: Journal, how: str
+) -> None:
+    with company(db, processes, journal) as held:
+        names = [f"held {n}" for n in range(12)]
+        victims = held.victims(names)
+        ids = [victims[name]["id"] for name in names]
+        holder = held.begin()
+        if how == "savepoint":
+            holder.execute("savepoint a")
+            for workflow_id in ids:
+                call(holder, "cancel", workflow_id)
+            holder.execute("release a")
+        else:
+            for conn in (holder, held.begin()):
+                conn.execute("select from durable.live_workflows where workflow_id = any(%s) for share", [ids])
+        for name in names:
+            journal.release(f"{name}-1")
+        for _ in range(3):
+            held.goes_on()
+        held.end()
+        for workflow_id in ids:
+            wait_until(held.conn, "select durable.status(%s) = 'completed'", workflow_id)

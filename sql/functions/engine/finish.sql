@@ -1,7 +1,8 @@
 -- The one way out of live_workflows. Moves rows to the history and returns the ids of those it moved. Without leases it
 -- takes whatever state a row is in; with them, only rows that the lease still owns. Parallel arrays; the row locks are
--- taken in the order of the ids. A row that another transaction has locked is waited for, or else stays: it is known by its
--- xmax, because to lock it first would take a tenth longer. That misses locks of subtransactions, which are waited for.
+-- taken in the order of the ids. A row that another transaction has locked is waited for, or else stays. To lock each row first would
+-- take a tenth longer, so only those are that have an xmax of somebody else: of another transaction than the one that made this
+-- version of the row, which locked it to do so.
 create function durable._finish(
   workflow_ids uuid[], leases bigint[], status text, outputs jsonb[], errors jsonb[], may_wait boolean default true
 )
@@ -24,7 +25,10 @@ begin
     delete from durable.live_workflows l using item i
     where l.workflow_id = any(_finish.workflow_ids) and l.workflow_id = i.workflow_id
       and (_finish.leases is null or l.lease = i.lease)
-      and (may_wait or l.xmax <> all(array(select x::xid from pg_snapshot_xip(pg_current_snapshot()) as x)))
+      and (may_wait or l.xmax = '0'::xid or l.xmax = l.xmin or l.workflow_id = any(array(
+        select o.workflow_id from durable.live_workflows o
+        where o.workflow_id = any(_finish.workflow_ids) and o.xmax <> '0'::xid and o.xmax <> o.xmin
+        order by o.workflow_id for update skip locked)))
     returning l.*, i.output, i.error as final_error
   ), finished as (
     insert into durable.finished_workflows (workflow_id, parent_id, lease, created_at, started_at, completed_at, deadline, worker_id,
@@ -75,25 +79,31 @@ end
 $$;
 
 -- Ends workflows whose rows this transaction has locked as failed, for one reason. One that cannot be stored stays, with a
--- warning: a tick comes back to it.
+-- warning, and so does one of whose steps another transaction holds something: a tick comes back to it. After ten of these it has
+-- waited long enough.
 create function durable._fail_many_now(workflow_ids uuid[], error jsonb)
 returns void language plpgsql as $$
 declare
   v_id uuid;
+  v_held integer := 0;
 begin
   perform durable._finish(workflow_ids, null, 'failed', null, array_fill(error, array[cardinality(workflow_ids)]), false);
 exception when others then
-  if durable._is_passing(sqlstate) then
+  if durable._is_passing(sqlstate) and sqlstate <> '55P03' then
     raise;
   end if;
   foreach v_id in array workflow_ids loop
+    exit when v_held = 10;
     begin
       perform durable._finish(array[v_id], null, 'failed', null, array[error], false);
-    exception when others then
-      if durable._is_passing(sqlstate) then
-        raise;
-      end if;
-      raise warning 'workflow % cannot be ended as failed: %', v_id, sqlerrm;
+    exception
+      when lock_not_available then
+        v_held := v_held + 1;
+      when others then
+        if durable._is_passing(sqlstate) then
+          raise;
+        end if;
+        raise warning 'workflow % cannot be ended as failed: %', v_id, sqlerrm;
     end;
   end loop;
 end

@@ -184,9 +184,12 @@ begin
       select o.worker_id from durable.workers o
       where o.died_at is null and (o.lock_lost_at is null) = (o.worker_id = any(v_free)) for update skip locked));
 
+    -- When a lock kept the last recovery from its work, it may have kept workers from renewing their leases, too.
     v_ended := array(
       select d.worker_id from durable.workers d
-      where d.died_at is null and (d.expires_at < v_now or d.lock_lost_at <= v_now - v_grace) limit 1000);
+      where d.died_at is null and (
+        d.expires_at < v_now and not exists (select from durable.tick_troubles t where t.part = 'recovered' and t.code = '55P03')
+        or d.lock_lost_at <= v_now - v_grace) limit 1000);
     if cardinality(v_ended) > 0 then
       perform durable._renew_overtaken(v_now);
       perform durable._bury(v_ended, v_now, v_grace);

@@ -22,7 +22,7 @@ $$;
 create function durable._has_hidden_sessions()
 returns boolean language plpgsql stable as $$
 begin
-  return exists (select from pg_stat_activity a where a.backend_type = 'client backend' and a.state is null);
+  return exists (select from pg_stat_activity a where a.query = '<insufficient privilege>');
 end
 $$;
 
@@ -41,7 +41,7 @@ $$;
 create function durable._check_ticks(at timestamptz)
 returns setof durable.finding language plpgsql stable as $$
 declare
-  v_last timestamptz := durable._last_tick();
+  v_last timestamptz := (select m.looked_at from durable.tick_marks m order by m.looked_at desc limit 1);
 begin
   if v_last is null then
     return query select * from durable._finding('ticks', 'critical', 'nothing has ticked since the installation, or since a crash of Postgres',
@@ -132,6 +132,21 @@ begin
   else
     return query select * from durable._finding('partitions', 'warning', format('missing: %s', v_missing),
       'They are made by ticks; see the checks ticks and tick parts. A report that needs one makes it, if nobody is in its way.');
+  end if;
+end
+$$;
+
+-- Schedules whose time has passed: their rows, or what they would have to cancel, may be locked.
+create function durable._check_schedules(at timestamptz)
+returns setof durable.finding language plpgsql stable as $$
+begin
+  return query
+  select 'schedules', durable._severity(at - s.next_at, interval '30 seconds', interval '5 minutes'), s.next_at,
+    format('schedule %L was due %s ago and has not fired', s.name, durable._span(at - s.next_at)),
+    'Ticks pass over one whose row, or the workflow that it has to cancel, another transaction has locked: see pg_locks.'
+  from durable.schedules s where s.next_at < at - interval '30 seconds' order by s.next_at limit 10;
+  if not found then
+    return query select * from durable._finding('schedules', 'ok', 'none is late');
   end if;
 end
 $$;
@@ -244,31 +259,44 @@ $$;
 
 create function durable.health()
 returns setof durable.finding language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set lock_timeout = '50ms' as $$
 declare
   v_now timestamptz := durable._now();
+  v_check text;
 begin
   if pg_is_in_recovery() then
     return query select * from durable._finding('server', 'warning', 'this server is a standby: nothing is claimed or ticked here',
       'Ask the primary.');
     return;
   end if;
-  return query
-  select * from durable._check_ticks(v_now)
-  union all select * from durable._check_tick_parts(v_now)
-  union all select * from durable._check_locks(v_now)
-  union all select * from durable._check_partitions(v_now)
-  union all select * from durable._check_vacuum(v_now)
-  union all select * from durable._check_notifications()
-  union all select * from durable._check_clocks()
-  union all select * from durable._check_sequences()
-  union all select * from durable._check_dead_workers(v_now);
+  foreach v_check in array array['ticks', 'tick parts', 'locks', 'partitions', 'schedules', 'vacuum', 'notifications', 'clocks',
+    'sequences', 'dead workers']
+  loop
+    begin
+      case v_check
+        when 'ticks' then return query select * from durable._check_ticks(v_now);
+        when 'tick parts' then return query select * from durable._check_tick_parts(v_now);
+        when 'locks' then return query select * from durable._check_locks(v_now);
+        when 'partitions' then return query select * from durable._check_partitions(v_now);
+        when 'schedules' then return query select * from durable._check_schedules(v_now);
+        when 'vacuum' then return query select * from durable._check_vacuum(v_now);
+        when 'notifications' then return query select * from durable._check_notifications();
+        when 'clocks' then return query select * from durable._check_clocks();
+        when 'sequences' then return query select * from durable._check_sequences();
+        when 'dead workers' then return query select * from durable._check_dead_workers(v_now);
+      end case;
+    exception when lock_not_available then
+      return query select * from durable._finding(v_check, 'warning', 'it cannot look: another transaction has locked a table',
+        'See the check locks, and pg_locks.');
+    end;
+  end loop;
 end
 $$;
 comment on function durable.health() is
   'What an operator has to know: for each thing that it looks at, one row when all is well, else one for each thing that it found. '
   'check is ticks (whether time passes for the engine), tick parts (those that keep failing), locks (who holds an advisory key of '
-  'the engine for long, a tick in an open transaction for example), partitions (those of today and tomorrow), vacuum (the oldest '
+  'the engine for long, a tick in an open transaction for example), partitions (those of today and tomorrow), schedules (that are late), vacuum (the oldest '
   'transaction that keeps dead rows), notifications (the queue of the server), clocks (of the workers against the database''s), '
   'sequences (numbers that are behind the rows), or dead workers (what they still hold). state is ok, warning or critical. since is '
   'when it began, where that is known. detail says what it saw, and remedy what to do. Sessions of other roles are named as far as '

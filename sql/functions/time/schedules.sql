@@ -286,6 +286,7 @@ declare
   v_names text[];
   v_name text;
   v_fired integer := 0;
+  v_held integer := 0;
   v_error text;
   v_code text;
 begin
@@ -298,15 +299,18 @@ begin
   begin
     return durable._fire(v_names, v_now, p_max, false);
   exception when others then
-    if durable._is_passing(sqlstate) then
+    if durable._is_passing(sqlstate) and sqlstate <> '55P03' then
       raise;
     end if;
   end;
-  -- One of them cannot fire. One by one now, so that it does not stop the others.
+  -- One of them cannot fire, or would have to wait for somebody. One by one now, so that it does not stop the others.
   foreach v_name in array v_names loop
+    exit when v_held = 10;
     begin
       v_fired := v_fired + durable._fire(array[v_name], v_now, p_max, false);
-    exception when others then
+    exception when lock_not_available then
+      v_held := v_held + 1;
+    when others then
       if durable._is_passing(sqlstate) then
         raise;
       end if;

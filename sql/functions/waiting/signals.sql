@@ -89,9 +89,14 @@ begin
   loop
     v_last := durable._last_run(v_ended);
     if v_last <> v_ended then
-      update durable.messages m set workflow_id = v_last, xid = pg_current_xact_id()
-      where m.workflow_id = v_ended and m.received_by is null and (m.key is null or not exists (
-        select from durable.messages d where d.workflow_id = v_last and d.key = m.key));
+      begin
+        update durable.messages m set workflow_id = v_last, xid = pg_current_xact_id()
+        where m.workflow_id = v_ended and m.received_by is null and (m.key is null or not exists (
+          select from durable.messages d where d.workflow_id = v_last and d.key = m.key));
+      exception when lock_not_available or unique_violation then
+        -- Somebody is about to send the same: then it is for another tick.
+        raise debug 'messages of % go to % later', v_ended, v_last;
+      end;
     end if;
   end loop;
 end

@@ -73,7 +73,8 @@ class Trouble:
         self._count += 1
         # A single one is no news: it is over at the next try.
         level = logging.WARNING if self._count == 2 or tries == MANY_TRIES else logging.DEBUG
-        log.log(level, "%s: Postgres refuses for the moment, trying again: %s", self._subject, error)
+        reason = str(error).partition("\n")[0]
+        log.log(level, "%s: Postgres refuses for the moment, trying again: %s", self._subject, reason)
 
     def over(self) -> None:
         """A call was answered."""
