@@ -101,19 +101,21 @@ def test_a_worker_that_finds_a_standby_when_it_starts_waits_for_its_promotion(
 ) -> None:
     database = own_cluster.create_database()
     become_standby(own_cluster)
-    for n, more in enumerate(("", " target_session_attrs=read-write", " target_session_attrs=primary")):
+    serializable = " options='-c default_transaction_isolation=serializable'"
+    for n, more in enumerate(("", " target_session_attrs=read-write", " target_session_attrs=primary", serializable)):
         with started(database.dsn + more, tmp_path / f"stopped-{n}") as worker:
             worker.wait_for(WAITING)
             assert worker.terminate() == 0
     with (
         started(database.dsn, tmp_path / "log") as worker,
         started(f"{database.dsn} target_session_attrs=read-write", tmp_path / "log-2") as other,
+        started(database.dsn + serializable, tmp_path / "log-4") as strict,
         started(database.dsn, tmp_path / "log-3", "--processes", "2") as several,
     ):
-        for each in (worker, other, several):
+        for each in (worker, other, strict, several):
             each.wait_for(WAITING)
         own_cluster.promote()
-        for each in (worker, other, several):
+        for each in (worker, other, strict, several):
             each.wait_for("ready")
             assert each.terminate() == 0
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -105,6 +105,15 @@ def _set(settings: Mapping[str, str]) -> tuple[str, str, str]:
     return calls.SET, calls.text_array(settings), calls.text_array(settings.values())
 
 
+@contextmanager
+def _serializable() -> Iterator[None]:
+    """For the first statement, which a standby refuses (0A000) where the default isolation level is serializable."""
+    try:
+        yield
+    except psycopg.errors.FeatureNotSupported as error:
+        raise Standby from error
+
+
 def configure(conn: psycopg.Connection[Any]) -> None:
     """For a connection in autocommit mode that the statements of this client have to themselves."""
     conn.adapters.register_loader("timestamptz", _UtcLoader)
@@ -128,7 +137,8 @@ async def configure_async(conn: psycopg.AsyncConnection[Any]) -> None:
 
 def configure_session(conn: psycopg.Connection[Any]) -> bool:
     """For the session of a worker. Returns whether it leads to one backend; raises Standby."""
-    backend = conn.execute(calls.BACKEND).fetchall()[0]
+    with _serializable():
+        backend = conn.execute(calls.BACKEND).fetchall()[0]
     if backend[1]:
         raise Standby
     direct = is_direct(conn, backend)
@@ -141,7 +151,8 @@ def configure_session(conn: psycopg.Connection[Any]) -> bool:
 async def configure_link(conn: psycopg.AsyncConnection[Any], settings: Mapping[str, str]) -> bool:
     """For another connection of a worker. Returns whether it leads to one backend; raises Standby."""
     conn.adapters.register_loader("timestamptz", _UtcLoader)
-    backend = (await (await conn.execute(calls.BACKEND)).fetchall())[0]
+    with _serializable():
+        backend = (await (await conn.execute(calls.BACKEND)).fetchall())[0]
     if backend[1]:
         raise Standby
     direct = is_direct(conn, backend)
@@ -157,7 +168,8 @@ def configure_for_steps(conn: psycopg.Connection[Any]) -> None:
     Raises Standby.
     """
     conn.autocommit = True
-    backend = conn.execute(calls.BACKEND).fetchall()[0]
+    with _serializable():
+        backend = conn.execute(calls.BACKEND).fetchall()[0]
     if backend[1]:
         conn.close()
         raise Standby
@@ -170,7 +182,8 @@ def configure_for_steps(conn: psycopg.Connection[Any]) -> None:
 async def configure_for_steps_async(conn: psycopg.AsyncConnection[Any]) -> None:
     """The same for asynchronous connections."""
     await conn.set_autocommit(True)
-    backend = (await (await conn.execute(calls.BACKEND)).fetchall())[0]
+    with _serializable():
+        backend = (await (await conn.execute(calls.BACKEND)).fetchall())[0]
     if backend[1]:
         await conn.close()
         raise Standby
