@@ -195,7 +195,8 @@ def as_croniter_does(line: str) -> bool:
             return False
     if day not in "*?" and weekday not in "*?":
         nth = "#" in weekday or "L" in weekday
-        return not nth and values(weekday, 0, 6, WEEKDAYS) != set(range(7)) and "*/1" not in day.split(",")
+        # What covers all days, croniter takes for a star.
+        return not nth and values(weekday, 0, 6, WEEKDAYS) != set(range(7)) and not {"*/1", "1/1"} & set(day.split(","))
     return True
 
 
