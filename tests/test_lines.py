@@ -683,6 +683,36 @@ def test_a_line_that_is_used_again_while_it_leaves_stays(db: Database) -> None:
     assert claim_one(conn).workflow_id == workflow_id
 
 
+def test_a_tick_waits_for_nothing_that_another_one_has_changed(db: Database) -> None:
+    conn, holder = db.connect(), db.connect(autocommit=False)
+    call(conn, "tick")
+    # Of today and tomorrow, whenever this runs: who makes a partition does lock out who needs the same.
+    conn.execute("select durable._provision_partitions(d, d + 3) from (select (now() at time zone 'UTC')::date) t (d)")
+    # Lines that are empty, used, double and about to leave.
+    for each in ("empty", "used", "double", "leaving"):
+        enqueue(conn, each)
+    complete(conn, claim_names(conn, ["empty", "leaving"], 2))
+    conn.execute("insert into durable.lines select * from durable.lines where name = 'double'")
+    conn.execute("update durable.lines set leaving = true where name = 'leaving'")
+    call(conn, "schedule", "each second", "1 second", "w", "{}")
+    enqueue(conn, run_at="tomorrow")
+    conn.execute("update durable.live_workflows set wake_at = now() where wake_at is not null")
+    enqueue(conn, timeout="1 second")
+    claim(conn, "dead")
+    kill_worker(conn, "dead")
+    call(conn, "send", enqueue(conn), "mail", "1")
+    advance(conn, "2 minutes")
+    first = call(holder, "tick")[0].tick
+    assert "passed_over" not in first
+    assert first["lines"] > 0
+    # Longer than a tick is left alone with its work.
+    advance(conn, "2 minutes 2 seconds")
+    second = call(conn, "tick")[0].tick
+    assert "busy" not in second
+    assert "passed_over" not in second
+    holder.rollback()
+
+
 def test_thousands_of_priorities_that_are_used_once_are_forgotten(db: Database) -> None:
     conn = db.connect()
     clock = Clock(conn)

@@ -79,6 +79,7 @@ declare
   v_gone tid[] := array[]::tid[];
   v_gone_ids bigint[] := array[]::bigint[];
   v_gone_from text[] := array[]::text[];
+  v_free tid[];
   v_tidied integer := 0;
 begin
   for v_line in
@@ -118,13 +119,16 @@ begin
     end if;
   end loop;
   if v_tidied > 0 then
-    delete from durable.lines n where n.ctid = any(v_gone);
-    update durable.lines n set leaving = true, look_at = v_now where n.ctid = any(v_marked);
+    -- What another tick has locked is tidied by that one.
+    v_free := array(
+      select n.ctid from durable.lines n where n.ctid = any(v_gone || v_marked || v_seen || v_kept) for update skip locked);
+    delete from durable.lines n where n.ctid = any(v_free) and n.ctid = any(v_gone);
+    update durable.lines n set leaving = true, look_at = v_now where n.ctid = any(v_free) and n.ctid = any(v_marked);
     update durable.lines n set leaving_xid = pg_current_xact_id(), look_at = v_now + n.patience
-    where n.ctid = any(v_seen) and p_at is not null;
+    where n.ctid = any(v_free) and n.ctid = any(v_seen) and p_at is not null;
     update durable.lines n
     set leaving = false, leaving_xid = null, patience = least(2 * n.patience, interval '10 minutes'), look_at = v_now + n.patience
-    where n.ctid = any(v_kept);
+    where n.ctid = any(v_free) and n.ctid = any(v_kept);
   end if;
   perform durable._forget_marks(v_gone_from, v_gone_ids);
   if random() < 0.01 then

@@ -29,7 +29,8 @@ begin
 end
 $$;
 
--- Whoever has a snapshot from before cannot see who waits by now, and would fail on rows that changed since.
+-- Where it does not see what was committed since, who waits by now cannot be seen, and rows that changed since would fail it: then the
+-- next tick wakes.
 create function durable._wake_receiver()
 returns trigger language plpgsql security definer
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -228,8 +229,9 @@ begin
     order by a.emitted_at limit max_rows for update skip locked));
   get diagnostics v_removed = row_count;
 
-  select * into v_mark from durable.wake_marks m;
-  if not found or v_mark.sweep_at > v_now then
+  -- Another tick that notes what it has seen, or sweeps, has it; then the next one sweeps.
+  select * into v_mark from durable.wake_marks m where (m.sweep_at > v_now) is not true for update skip locked;
+  if not found then
     return v_removed;
   end if;
   select array_agg(b.workflow_id order by b.workflow_id, b.seq), array_agg(b.seq order by b.workflow_id, b.seq) into v_ids, v_seqs
