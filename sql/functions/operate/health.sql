@@ -42,14 +42,15 @@ create function durable._check_ticks(at timestamptz)
 returns setof durable.finding language plpgsql stable as $$
 declare
   v_last timestamptz := (select m.looked_at from durable.tick_marks m order by m.looked_at desc limit 1);
+  v_state text := durable._severity(at - v_last, interval '10 seconds', interval '30 seconds');
 begin
   if v_last is null then
     return query select * from durable._finding('ticks', 'critical', 'nothing has ticked since the installation, or since a crash of Postgres',
       'Start a worker, or have pg_cron tick: durable.enable_pg_cron().');
-  elsif durable._severity(at - v_last, interval '10 seconds', interval '30 seconds') = 'ok' then
+  elsif v_state = 'ok' then
     return query select * from durable._finding('ticks', 'ok', format('the last tick was %s ago', durable._span(at - v_last)));
   else
-    return query select * from durable._finding('ticks', durable._severity(at - v_last, interval '10 seconds', interval '30 seconds'),
+    return query select * from durable._finding('ticks', v_state,
       format('no tick for %s: nothing is recovered, woken, timed out or fired', durable._span(at - v_last)),
       'Start a worker, or have pg_cron tick: durable.enable_pg_cron(). If workers run, see their logs and the check locks.', v_last);
   end if;

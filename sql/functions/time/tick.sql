@@ -243,15 +243,15 @@ begin
         v_at := null;
         exit;
       end if;
-    exception
-      -- Somebody holds what it needs, or changed it at the same time.
-      when lock_not_available or serialization_failure or deadlock_detected then
+    exception when others then
+      v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+      if sqlstate in ('55P03', '40001', '40P01') then
+        -- Somebody holds what it needs, or changed it at the same time.
         v_passed_over := v_passed_over || v_part;
         v_report := v_report || jsonb_build_object(v_part, 0);
-        v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
-      when others then
-        v_report := v_report || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
-        v_troubles := v_troubles || jsonb_build_object(v_part, jsonb_build_object('error', sqlerrm, 'code', sqlstate));
+      else
+        v_report := v_report || jsonb_build_object(v_part, v_troubles -> v_part);
+      end if;
     end;
   end loop;
   if v_troubles #>> '{recovered,code}' = '55P03' then
