@@ -958,9 +958,9 @@ def by_timer(conn: Connection, claimed: Any) -> None:
 
 def by_start(conn: Connection, claimed: Any) -> None:
     call(conn, "complete", claimed.workflow_id, claimed.lease)
-    call(conn, "enqueue", "w", run_at=value(conn, "select durable._now() + interval '10 milliseconds'"))
+    call(conn, "enqueue", "w", run_at=value(conn, "select durable._now() + interval '1 minute'"))
     forget_lines(conn)
-    conn.execute("select pg_sleep(0.02)")
+    advance(conn, "2 minutes")
     assert value(conn, "select durable._wake_due(10)") == 1
 
 
