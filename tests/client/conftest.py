@@ -12,7 +12,7 @@ from client import programs
 from client.journal import Journal
 from client.proxy import Proxy
 from client.workers import Processes
-from clusters import Database
+from clusters import Cluster, Database
 
 
 @pytest.fixture
@@ -29,14 +29,34 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
     return Journal(tmp_path / "journal")
 
 
+@contextlib.contextmanager
+def _working(database: Database, directory: Path) -> Iterator[Processes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DURABLE_DSN", database.dsn)
+        processes = Processes(database.dsn, directory)
+        yield processes
+        processes.close()
+        programs.app.close()
+
+
 @pytest.fixture
-def processes(db: Database, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+def processes(db: Database, journal: Journal, tmp_path: Path) -> Iterator[Processes]:
     """Starts worker processes on the database of the test, which ``programs.app`` then uses, too."""
-    monkeypatch.setenv("DURABLE_DSN", db.dsn)
-    processes = Processes(db.dsn, tmp_path)
-    yield processes
-    processes.close()
-    programs.app.close()
+    with _working(db, tmp_path) as processes:
+        yield processes
+
+
+@pytest.fixture
+def own_db(own_cluster: Cluster) -> Database:
+    """A fresh database on the server that the test has to itself; it goes with that."""
+    return own_cluster.create_database()
+
+
+@pytest.fixture
+def own_processes(own_db: Database, journal: Journal, tmp_path: Path) -> Iterator[Processes]:
+    """The same as ``processes`` on that database."""
+    with _working(own_db, tmp_path) as processes:
+        yield processes
 
 
 @pytest.fixture

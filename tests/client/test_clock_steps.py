@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,17 +27,6 @@ def clock(own_cluster: Cluster) -> SteppedClock:
 @pytest.fixture
 def own_db(own_cluster: Cluster, clock: SteppedClock) -> Database:
     return own_cluster.create_database()
-
-
-@pytest.fixture
-def own_processes(
-    own_db: Database, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Processes]:
-    monkeypatch.setenv("DURABLE_DSN", own_db.dsn)
-    processes = Processes(own_db.dsn, tmp_path)
-    yield processes
-    processes.close()
-    app.close()
 
 
 def test_40_workers_go_on_while_the_clock_is_set_back_and_forward(

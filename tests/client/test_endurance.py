@@ -5,37 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 from durable_client import AsyncContext, Durable
 
 from client import programs
-from client.journal import Journal
 from client.programs import app
 from client.workers import Processes, working
 from clusters import Cluster, Database
 from engine import call, value, wait_until
 
 GIVE_UP = 120
-
-
-@pytest.fixture
-def own_db(own_cluster: Cluster) -> Database:
-    return own_cluster.create_database()
-
-
-@pytest.fixture
-def own_processes(
-    own_db: Database, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Processes]:
-    monkeypatch.setenv("DURABLE_DSN", own_db.dsn)
-    processes = Processes(own_db.dsn, tmp_path)
-    yield processes
-    processes.close()
-    app.close()
 
 
 def unfinished(db: Database) -> int:
