@@ -4,4 +4,3 @@
 -- So that nothing is looked up where others may have put a namesake. It holds until the end of the transaction, of which
 -- this file should be the whole.
 set local search_path = pg_catalog, pg_temp;
-create schema durable;

@@ -462,6 +462,21 @@ def test_a_database_of_any_other_encoding_is_refused_by_both_forms(cluster: Clus
             admin.execute(f"drop database {name} with (force)".encode())
 
 
+@pytest.mark.pg(15, 18)
+def test_a_plain_file_that_goes_on_after_it_was_refused_installs_nothing(cluster: Cluster) -> None:
+    name = f"encoded_{os.getpid()}"
+    with cluster.connect() as admin:
+        admin.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0".encode())
+        try:
+            psql, file = cluster.installation.tool("psql"), ROOT / "build/durable.sql"
+            run(psql, "-X", "-q", "-d", cluster.dsn(name), "-f", str(file))
+            with psycopg.connect(cluster.dsn(name)) as conn:
+                assert value(conn, "select count(*) from pg_namespace where nspname = 'durable'") == 0
+                assert value(conn, "select count(*) from pg_class where relname = 'live_workflows'") == 0
+        finally:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
 # The source
 
 
