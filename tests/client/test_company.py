@@ -374,6 +374,32 @@ def test_whoever_holds_a_key_of_the_engine_stops_nobody_and_is_named(
             assert any(key in detail and "the holder" in detail for detail in found), f"{key} is not in {found}"
 
 
+# The rows of these are what goes on: a schedule whose row is locked does not fire.
+OWN_ROWS = {"durable.schedules"}
+
+
+def test_rows_that_somebody_has_locked_by_hand_stop_nobody_else(
+    db: Database, processes: Processes, journal: Journal
+) -> None:
+    with company(db, processes, journal) as held:
+        call(held.conn, "schedule", "queued", "1 second", "held", overlap="queue_all", queue="by hand")
+        call(held.conn, "emit", "an event")
+        wait_until(held.conn, "select waiting > 0 from durable.schedules where name = 'queued'")
+        for name in tables(held.conn):
+            if name in OWN_ROWS:
+                continue
+            waiting = enqueue(held.conn, "receiving", input=json.dumps([name, 1]))
+            wait_until(held.conn, "select status = 'waiting' from durable.workflows where workflow_id = %s", waiting)
+            held.begin().execute(f"select from {name} for update".encode())
+            call(held.conn, "send", waiting, "mail", "6")
+            if name == "durable.schedule_firings":
+                # The next one is to start now.
+                held.conn.execute("select durable.cancel(workflow_id) from durable.schedule_firings where open")
+            held.goes_on()
+            held.end()
+            wait_until(held.conn, "select durable.status(%s) = 'completed'", waiting)
+
+
 @pytest.mark.parametrize("how", ["savepoint", "shared"])
 def test_reports_of_many_that_somebody_holds_in_a_savepoint_or_shares_hold_nobody_up(
     db: Database, processes: Processes, journal: Journal, how: str

@@ -97,13 +97,17 @@ begin
 end
 $$;
 
--- Notes which open firings have ended, so that those still open are those whose workflow still runs.
+-- Notes which open firings have ended, so that those still open are those whose workflow still runs. A row that somebody has locked
+-- is for another time.
 create function durable._close_firings(schedules text[])
 returns void language plpgsql as $$
 begin
   update durable.schedule_firings f set open = false
-  where f.schedule = any(_close_firings.schedules) and f.open and not f.watched
-    and not exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id);
+  where f.ctid = any(array(
+    select o.ctid from durable.schedule_firings o
+    where o.schedule = any(_close_firings.schedules) and o.open and not o.watched
+      and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
+    for update skip locked));
 end
 $$;
 
@@ -369,6 +373,8 @@ returns integer language plpgsql as $$
 declare
   v_names text[];
   v_name text;
+  v_released integer := 0;
+  v_held integer := 0;
 begin
   if not exists (select from durable.schedules s where s.waiting > 0) then
     return 0;
@@ -386,15 +392,19 @@ begin
     perform durable._release(v_names);
     return cardinality(v_names);
   exception when others then
-    if durable._is_passing(sqlstate) then
+    if durable._is_passing(sqlstate) and sqlstate <> '55P03' then
       raise;
     end if;
   end;
-  -- One of them cannot start. One by one now, so that it does not stop the others.
+  -- One of them cannot start, or would have to wait for somebody. One by one now, so that it does not stop the others.
   foreach v_name in array v_names loop
+    exit when v_held = 10;
     begin
       perform durable._release(array[v_name]);
-    exception when others then
+      v_released := v_released + 1;
+    exception when lock_not_available then
+      v_held := v_held + 1;
+    when others then
       if durable._is_passing(sqlstate) then
         raise;
       end if;
@@ -402,7 +412,7 @@ begin
       update durable.schedules s set waiting = s.waiting - 1 where s.name = v_name;
     end;
   end loop;
-  return cardinality(v_names);
+  return v_released;
 end
 $$;
 
@@ -442,8 +452,11 @@ begin
     order by s.name for update skip locked);
   with ended as (
     update durable.schedule_firings f set open = false, watched = false
-    where f.schedule = any(v_names) and f.watched
-      and not exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id)
+    where f.ctid = any(array(
+      select o.ctid from durable.schedule_firings o
+      where o.schedule = any(v_names) and o.watched
+        and not exists (select from durable.live_workflows l where l.workflow_id = o.workflow_id)
+      for update skip locked))
     returning f.schedule, f.workflow_id
   ), failed as (
     select e.schedule, max(e.workflow_id::text) as workflow_id from ended e
@@ -491,14 +504,18 @@ returns integer language plpgsql as $$
 declare
   v_backfill durable.schedule_backfills;
   v_started integer := 0;
+  v_held integer := 0;
 begin
   for v_backfill in select b.* from durable.schedule_backfills b where b.ended_at is null
     order by b.backfill_id limit 100 loop
+    exit when v_held = 10;
     continue when not exists (
       select from durable.schedules s where s.name = v_backfill.schedule for update skip locked);
     begin
       v_started := v_started + durable._run_backfill(v_backfill, p_max - v_started);
-    exception when others then
+    exception when lock_not_available then
+      v_held := v_held + 1;
+    when others then
       if durable._is_passing(sqlstate) then
         raise;
       end if;

@@ -21,7 +21,7 @@ begin
     returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
   select array_agg(w.workflow_id), array_agg(w.place) filter (where w.ready_seq is not null) into v_ids, v_places from woken w;
-  delete from durable.waits w where w.workflow_id = any(v_ids);
+  perform durable._end_waits(v_ids);
   perform durable._line_up(v_places);
   return coalesce(cardinality(v_ids), 0);
 end

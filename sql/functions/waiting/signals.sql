@@ -1,5 +1,17 @@
 -- Messages and events, and how they wake; the rules stand in sql/tables/waiting/waits.sql.
 
+-- Removes what workflows waited for that wait no more. A row that somebody has locked stays: it may wake the workflow once more from a
+-- later wait, which then goes on waiting. To lock each row first would take longer, so only those are that have an xmax.
+create function durable._end_waits(workflow_ids uuid[])
+returns void language plpgsql as $$
+begin
+  delete from durable.waits w
+  where w.workflow_id = any(_end_waits.workflow_ids) and (w.xmax = '0'::xid or w.ctid = any(array(
+    select o.ctid from durable.waits o
+    where o.workflow_id = any(_end_waits.workflow_ids) and o.xmax <> '0'::xid for update skip locked)));
+end
+$$;
+
 -- Puts waiting workflows back in line and returns which. Others may hold the row of one: it is passed over.
 create function durable._wake(workflow_ids uuid[])
 returns uuid[] language plpgsql as $$
@@ -23,7 +35,7 @@ begin
   )
   select coalesce(array_agg(w.workflow_id), '{}'), array_agg(w.place) filter (where w.ready_seq is not null)
     into v_woken, v_places from woken w;
-  delete from durable.waits w where w.workflow_id = any(v_woken);
+  perform durable._end_waits(v_woken);
   perform durable._line_up(v_places);
   return v_woken;
 end
