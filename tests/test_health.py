@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from clusters import Database
+from clusters import Cluster, Database
 from engine import Connection, advance, call, claim_one, enqueue, kill_worker, rows, value, wait_until
 
 pytestmark = pytest.mark.pg(15, 18)
 CHECKS = {
     "ticks", "tick parts", "locks", "partitions", "schedules", "vacuum", "notifications", "clocks", "sequences",
-    "dead workers",
+    "commits", "dead workers",
 }  # fmt: skip
 
 
@@ -144,6 +144,27 @@ def test_what_a_dead_worker_still_holds_is_named(db: Database) -> None:
     call(conn, "recover")
     assert found(conn, "dead workers").state == "ok"
     assert rows(conn, "select from durable.workflows where status = 'pending'")
+
+
+def test_commits_that_wait_for_a_standby_are_found(own_cluster: Cluster) -> None:
+    db = own_cluster.create_database()
+    conn = db.connect()
+    conn.execute("set synchronous_commit = local")
+    waiting = db.connect()
+    assert found(conn, "commits").state == "ok"
+    conn.execute("alter system set synchronous_standby_names = 'berlin'")
+    conn.execute("select pg_reload_conf()")
+    wait_until(waiting, "select current_setting('synchronous_standby_names') = 'berlin'")
+    with ThreadPoolExecutor(1) as pool:
+        enqueued = pool.submit(enqueue, waiting)
+        wait_until(conn, "select count(*) = 1 from pg_stat_activity where wait_event = 'SyncRep'")
+        advance(conn, "10 seconds")
+        finding = found(conn, "commits")
+        assert (finding.state, "berlin" in finding.detail, finding.since is None) == ("critical", True, False)
+        conn.execute("alter system reset synchronous_standby_names")
+        conn.execute("select pg_reload_conf()")
+        enqueued.result()
+    assert found(conn, "commits").state == "ok"
 
 
 def test_who_has_locked_a_table_is_named_and_health_does_not_wait(db: Database) -> None:

@@ -83,7 +83,7 @@ begin
     format('%s holds the advisory key %s%s',
       case when p.gid is null then durable._session(k.pid) else format('prepared transaction %L', p.gid) end, n.name, n.effect),
     case when p.gid is null then 'End that transaction: commit it there, or select pg_terminate_backend(process).'
-      else format('End it: commit prepared %L, or rollback prepared %L.', p.gid, p.gid) end
+      else format('End it: commit prepared %L, or else rollback prepared %L.', p.gid, p.gid) end
   from (
     select hashtext(e.name) as first, e.name, e.effect from (values
       ('durable.tick', ': a tick whose transaction stays open; other ticks go on without it'),
@@ -185,6 +185,27 @@ begin
 end
 $$;
 
+-- Commits that wait for a synchronous standby: what they wrote is in no danger, but nobody sees it, and its session does nothing.
+create function durable._check_commits(at timestamptz)
+returns setof durable.finding language plpgsql stable as $$
+declare
+  v_waiting record;
+begin
+  select count(*) as sessions, min(a.state_change) as since into v_waiting
+  from pg_stat_activity a
+  where a.datname = current_database() and a.wait_event = 'SyncRep' and a.state_change < at - interval '5 seconds';
+  if v_waiting.sessions > 0 then
+    return query select * from durable._finding('commits', 'critical',
+      format('%s sessions wait for a synchronous standby (synchronous_standby_names is %L)', v_waiting.sessions,
+        current_setting('synchronous_standby_names')),
+      'Bring the standby back, or go on without it: alter system reset synchronous_standby_names, then select pg_reload_conf().',
+      v_waiting.since);
+  else
+    return query select * from durable._finding('commits', 'ok', 'none waits for a standby');
+  end if;
+end
+$$;
+
 create function durable._check_notifications()
 returns setof durable.finding language plpgsql stable as $$
 declare
@@ -271,8 +292,8 @@ begin
       'Ask the primary.');
     return;
   end if;
-  foreach v_check in array array['ticks', 'tick parts', 'locks', 'partitions', 'schedules', 'vacuum', 'notifications', 'clocks',
-    'sequences', 'dead workers']
+  foreach v_check in array array['ticks', 'tick parts', 'locks', 'partitions', 'schedules', 'vacuum', 'commits', 'notifications',
+    'clocks', 'sequences', 'dead workers']
   loop
     begin
       case v_check
@@ -282,6 +303,7 @@ begin
         when 'partitions' then return query select * from durable._check_partitions(v_now);
         when 'schedules' then return query select * from durable._check_schedules(v_now);
         when 'vacuum' then return query select * from durable._check_vacuum(v_now);
+        when 'commits' then return query select * from durable._check_commits(v_now);
         when 'notifications' then return query select * from durable._check_notifications();
         when 'clocks' then return query select * from durable._check_clocks();
         when 'sequences' then return query select * from durable._check_sequences();
@@ -298,7 +320,7 @@ comment on function durable.health() is
   'What an operator has to know: for each thing that it looks at, one row when all is well, else one for each thing that it found. '
   'check is ticks (whether time passes for the engine), tick parts (those that keep failing), locks (who holds an advisory key of '
   'the engine for long, a tick in an open transaction for example), partitions (those of today and tomorrow), schedules (that are late), vacuum (the oldest '
-  'transaction that keeps dead rows), notifications (the queue of the server), clocks (of the workers against the database''s), '
+  'transaction that keeps dead rows), commits (that wait for a synchronous standby), notifications (the queue of the server), clocks (of the workers against the database''s), '
   'sequences (numbers that are behind the rows), or dead workers (what they still hold). state is ok, warning or critical. since is '
   'when it began, where that is known. detail says what it saw, and remedy what to do. Sessions of other roles are named as far as '
   'the owner of the schema may see them, see pg_read_all_stats.';
