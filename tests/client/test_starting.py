@@ -22,7 +22,7 @@ from engine import enqueue, value
 
 pytestmark = pytest.mark.pg(18)
 
-WAITING = "Postgres is not up yet"
+WAITING = "Postgres is not ready yet"
 
 
 class Command:

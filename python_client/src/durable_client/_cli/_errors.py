@@ -48,6 +48,12 @@ def explain(error: psycopg.Error) -> DurableError:
             detail=str(error),
             hint="Check --dsn or DURABLE_DSN, and that the server runs and accepts you.",
         )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return DurableError(
+            diag.message_primary or str(error),
+            hint="The server is a standby, or default_transaction_read_only is on. Pass the DSN of the primary, or of "
+            "several hosts of which one is the primary, or set that off for this role.",
+        )
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return DurableError(
             diag.message_primary or str(error),

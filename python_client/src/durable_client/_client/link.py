@@ -133,7 +133,7 @@ class Link:
                 is_up = not passes and await _accepts_connections(self._dsn)
                 if not is_up:
                     if tries == 0:
-                        log.warning("connection %s: Postgres is not up yet, waiting for it: %s", self._name, error)
+                        log.warning("connection %s: Postgres is not ready yet, waiting for it: %s", self._name, error)
                     await asyncio.sleep(pause(tries))
                     tries += 1
 

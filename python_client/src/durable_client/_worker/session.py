@@ -95,6 +95,8 @@ class Session(threading.Thread):
                     self._keeps_backend = configure_session(conn) or keeps_backend(conn, self._dsn)
                     if not self._keeps_backend:
                         conn.prepare_threshold = None
+                    if tries:
+                        log.info("worker %s: its session is there again", self._worker)
                     try:
                         self._keep(conn)
                     except psycopg.errors.FeatureNotSupported:
