@@ -153,6 +153,40 @@ def test_a_schedule_whose_row_is_locked_does_not_hold_up_the_others(db: Database
     assert [f.outcome for f in firings(conn, "locked")] == ["fired", "triggered"]
 
 
+def test_a_schedule_whose_firings_somebody_has_locked_does_not_hold_up_the_others(
+    db: Database, conn: Connection
+) -> None:
+    other = db.connect(autocommit=False)
+    for name in ("a", "b"):
+        schedule(conn, f"queues {name}", overlap="queue_all")
+        rewind(conn, 2, f"queues {name}")
+        schedule(conn, f"pauses {name}", pause_on_failure=True)
+        rewind(conn, 1, f"pauses {name}")
+    tick(conn)
+    for name in ("a", "b"):
+        schedule(conn, f"fills {name}")
+        call(conn, "backfill_schedule", f"fills {name}", due(-3), due(-1), dry_run=False, max_parallel=1)
+    tick(conn)
+    failed = {id for name in "ab" for id in [firings(conn, f"pauses {name}")[0].workflow_id]}
+    for row in rows(conn, "select workflow_id, lease from durable.claim('w', max_workflows => 100)"):
+        call(conn, "fail" if row.workflow_id in failed else "complete", row.workflow_id, row.lease, "{}")
+    other.execute("select from durable.schedule_firings where schedule ~ ' a$' for update")
+
+    def waiting(name: str) -> tuple[int, bool, int]:
+        left = [outcome for _, outcome in outcomes(conn, f"fills {name}")].count("queued")
+        return state(conn, f"queues {name}").waiting, state(conn, f"pauses {name}").paused_at is not None, left
+
+    before = waiting("a")
+    assert before == waiting("b") == (1, False, 2)
+    for _ in range(2):
+        assert "passed_over" not in tick(conn)
+    assert (waiting("a"), waiting("b")) == (before, (0, True, 1))
+    other.rollback()
+    for _ in range(2):
+        tick(conn)
+    assert waiting("a") == waiting("b") == (0, True, 1)
+
+
 @pytest.mark.parametrize(
     ("overlap", "expected"),
     [

@@ -710,6 +710,36 @@ def test_a_workflow_whose_row_is_held_is_woken_when_it_is_free(db: Database) -> 
     assert value(conn, "select count(*) from durable.late_wakes") == 0
 
 
+@EACH
+@pytest.mark.parametrize("how", ["for update", "for share"])
+def test_a_workflow_of_whose_waits_somebody_has_locked_one_is_woken_when_it_is_free(
+    db: Database, conditions: str, how: str
+) -> None:
+    conn, others = db.connect(), [db.connect(autocommit=False) for _ in range(2)]
+    held, neighbor = ready(conn, conditions), ready(conn, conditions)
+    late = start(conn)
+    for each in (held, neighbor):
+        assert wait(conn, each, "s", conditions) == ("parked", None)
+    assert wait(conn, late, "s", '[{"message": "never"}]', timeout="1 hour") == ("parked", None)
+    for other in others[: 1 if how == "for update" else 2]:
+        other.execute(f"select from durable.waits where workflow_id <> %s {how}".encode(), [neighbor.workflow_id])
+    conn.execute("set statement_timeout = '5s'")
+    fact(conn, held, conditions)
+    if conditions != EVENT:
+        fact(conn, neighbor, conditions)
+    seen_in_the_end(conn, neighbor, conditions)
+    expire(conn)
+    for _ in range(3):
+        assert "passed_over" not in call(conn, "tick")[0].tick
+    assert [status(conn, each) for each in (held, late)] == ["waiting", "waiting"]
+    for other in others:
+        other.rollback()
+    call(conn, "tick")
+    assert [status(conn, each) for each in (held, late)] == ["pending", "pending"]
+    call(conn, "tick")
+    assert value(conn, "select count(*) from durable.late_wakes") == 0
+
+
 def test_a_wait_does_not_wait_for_a_transaction_that_holds_its_workflow(db: Database) -> None:
     conn, other = db.connect(), db.connect(autocommit=False)
     held = start(conn)

@@ -72,7 +72,7 @@ begin
   end if;
   -- Whoever holds a lease does not wait.
   if _finish.leases is null then
-    perform durable._end_waits(v_finished);
+    delete from durable.waits w where w.workflow_id = any(v_finished);
   end if;
   return v_finished;
 end

@@ -5,23 +5,26 @@ declare
   v_after timestamptz := durable._timers_after(0);
   v_now timestamptz := durable._now();
   v_ids uuid[];
+  v_held uuid[];
   v_places durable.place[];
 begin
   if not exists (select from durable.live_workflows l where l.wake_at > v_after and l.wake_at <= v_now) then
     return 0;
   end if;
   perform pg_current_xact_id();
+  v_ids := array(
+    select d.workflow_id from durable.live_workflows d
+    where d.wake_at > v_after and d.wake_at <= v_now
+    order by d.wake_at limit max_workflows for update skip locked);
+  v_held := durable._with_held_waits(v_ids);
   with woken as (
     update durable.live_workflows l
     set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
-    where l.workflow_id = any(array(
-      select d.workflow_id from durable.live_workflows d
-      where d.wake_at > v_after and d.wake_at <= v_now
-      order by d.wake_at limit max_workflows for update skip locked))
+    where l.workflow_id = any(v_ids) and l.workflow_id <> all(v_held)
     returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
   select array_agg(w.workflow_id), array_agg(w.place) filter (where w.ready_seq is not null) into v_ids, v_places from woken w;
-  perform durable._end_waits(v_ids);
+  delete from durable.waits w where w.workflow_id = any(v_ids);
   perform durable._line_up(v_places);
   return coalesce(cardinality(v_ids), 0);
 end

@@ -1,41 +1,48 @@
 -- Messages and events, and how they wake; the rules stand in sql/tables/waiting/waits.sql.
 
--- Removes what workflows waited for that wait no more. A row that somebody has locked stays: it may wake the workflow once more from a
--- later wait, which then goes on waiting. To lock each row first would take longer, so only those are that have an xmax.
-create function durable._end_waits(workflow_ids uuid[])
-returns void language plpgsql as $$
+-- Of these workflows, those of whose waits somebody has locked a row by hand. Whoever wakes them has to remove that row. To lock each
+-- would take longer, so only those are that have an xmax.
+create function durable._with_held_waits(workflow_ids uuid[])
+returns uuid[] language plpgsql as $$
 begin
-  delete from durable.waits w
-  where w.workflow_id = any(_end_waits.workflow_ids) and (w.xmax = '0'::xid or w.ctid = any(array(
-    select o.ctid from durable.waits o
-    where o.workflow_id = any(_end_waits.workflow_ids) and o.xmax <> '0'::xid for update skip locked)));
+  if not exists (
+      select from durable.waits w where w.workflow_id = any(_with_held_waits.workflow_ids) and w.xmax <> '0'::xid) then
+    return '{}'::uuid[];
+  end if;
+  return array(
+    select w.workflow_id from durable.waits w
+    where w.workflow_id = any(_with_held_waits.workflow_ids) and w.xmax <> '0'::xid and w.ctid <> all(array(
+      select o.ctid from durable.waits o
+      where o.workflow_id = any(_with_held_waits.workflow_ids) and o.xmax <> '0'::xid for update skip locked)));
 end
 $$;
 
--- Puts waiting workflows back in line and returns which. Others may hold the row of one: it is passed over.
+-- Puts waiting workflows back in line and returns which. Others may hold a row of one: it is passed over.
 create function durable._wake(workflow_ids uuid[])
 returns uuid[] language plpgsql as $$
 #variable_conflict use_column
 declare
+  v_held uuid[];
   v_woken uuid[];
   v_places durable.place[];
 begin
   if coalesce(cardinality(workflow_ids), 0) = 0 then
     return '{}'::uuid[];
   end if;
+  v_held := durable._with_held_waits(workflow_ids);
   perform pg_current_xact_id();
   with woken as (
     update durable.live_workflows l
     set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
     where l.workflow_id = any(array(
       select w.workflow_id from durable.live_workflows w
-      where w.workflow_id = any(_wake.workflow_ids) and w.status = 'waiting'
+      where w.workflow_id = any(_wake.workflow_ids) and w.workflow_id <> all(v_held) and w.status = 'waiting'
       order by w.workflow_id for update skip locked))
     returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
   select coalesce(array_agg(w.workflow_id), '{}'), array_agg(w.place) filter (where w.ready_seq is not null)
     into v_woken, v_places from woken w;
-  perform durable._end_waits(v_woken);
+  delete from durable.waits w where w.workflow_id = any(v_woken);
   perform durable._line_up(v_places);
   return v_woken;
 end

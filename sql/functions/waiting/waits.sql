@@ -274,11 +274,10 @@ begin
       group by o.workflow_id
     ), waiting as (
       insert into durable.waits (workflow_id, kind, subject)
-      select distinct o.workflow_id, c.kind, c.subject
+      select o.workflow_id, c.kind, c.subject
       from open o, jsonb_array_elements(o.waits) as w, jsonb_each_text(w) as c(kind, subject)
       where o.workflow_id in (select r.workflow_id from resting r)
-      -- One of an earlier wait may have stayed. Under its xid, ticks would not see that this one is new.
-      on conflict on constraint waits_pkey do update set xid = excluded.xid
+      on conflict on constraint waits_pkey do nothing
     ), parked as (
       update durable.live_workflows l
       set status = case when r.waits then 'waiting' else 'sleeping' end, wake_at = r.wake_at,
