@@ -196,7 +196,7 @@ begin
   where a.datname = current_database() and a.wait_event = 'SyncRep' and a.state_change < at - interval '5 seconds';
   if v_waiting.sessions > 0 then
     return query select * from durable._finding('commits', 'critical',
-      format('%s sessions wait for a synchronous standby (synchronous_standby_names is %L)', v_waiting.sessions,
+      format('commits of %s session(s) wait for a synchronous standby (synchronous_standby_names is %L)', v_waiting.sessions,
         current_setting('synchronous_standby_names')),
       'Bring the standby back, or go on without it: alter system reset synchronous_standby_names, then select pg_reload_conf().',
       v_waiting.since);

@@ -373,6 +373,7 @@ returns integer language plpgsql as $$
 declare
   v_names text[];
   v_name text;
+  v_error text;
   v_released integer := 0;
   v_held integer := 0;
 begin
@@ -408,8 +409,13 @@ begin
       if durable._is_passing(sqlstate) then
         raise;
       end if;
-      perform durable._drop_queued(v_name, null, 1, 'failed', format('%s (%s)', sqlerrm, sqlstate));
-      update durable.schedules s set waiting = s.waiting - 1 where s.name = v_name;
+      v_error := format('%s (%s)', sqlerrm, sqlstate);
+      begin
+        perform durable._drop_queued(v_name, null, 1, 'failed', v_error);
+        update durable.schedules s set waiting = s.waiting - 1 where s.name = v_name;
+      exception when lock_not_available then
+        v_held := v_held + 1;
+      end;
     end;
   end loop;
   return v_released;
@@ -444,7 +450,7 @@ begin
   v_names := array(
     select f.schedule from durable.schedule_firings f
     where f.watched and not exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id)
-    limit p_max);
+    order by random() limit p_max);
   if cardinality(v_names) = 0 then
     return 0;
   end if;
@@ -503,11 +509,12 @@ create function durable._run_backfills(p_max integer)
 returns integer language plpgsql as $$
 declare
   v_backfill durable.schedule_backfills;
+  v_error text;
   v_started integer := 0;
   v_held integer := 0;
 begin
-  for v_backfill in select b.* from durable.schedule_backfills b where b.ended_at is null
-    order by b.backfill_id limit 100 loop
+  -- Those that have as many under way as they may, or are held, must not keep the others waiting.
+  for v_backfill in select b.* from durable.schedule_backfills b where b.ended_at is null order by random() limit 100 loop
     exit when v_held = 10;
     continue when not exists (
       select from durable.schedules s where s.name = v_backfill.schedule for update skip locked);
@@ -519,8 +526,12 @@ begin
       if durable._is_passing(sqlstate) then
         raise;
       end if;
-      perform durable._drop_queued(v_backfill.schedule, v_backfill.backfill_id, 1, 'failed',
-        format('%s (%s)', sqlerrm, sqlstate));
+      v_error := format('%s (%s)', sqlerrm, sqlstate);
+      begin
+        perform durable._drop_queued(v_backfill.schedule, v_backfill.backfill_id, 1, 'failed', v_error);
+      exception when lock_not_available then
+        v_held := v_held + 1;
+      end;
     end;
   end loop;
   return v_started;

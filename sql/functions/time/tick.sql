@@ -17,10 +17,18 @@ begin
     where d.wake_at > v_after and d.wake_at <= v_now
     order by d.wake_at limit max_workflows for update skip locked);
   v_held := durable._with_held_waits(v_ids);
+  if cardinality(v_held) > 0 then
+    -- What is held must not take the place of others.
+    v_ids := array(
+      select d.workflow_id from durable.live_workflows d
+      where d.wake_at > v_after and d.wake_at <= v_now and d.workflow_id <> all(v_held) and (d.workflow_id = any(v_ids)
+        or not exists (select from durable.waits w where w.workflow_id = d.workflow_id and w.xmax <> '0'::xid))
+      order by d.wake_at limit max_workflows for update skip locked);
+  end if;
   with woken as (
     update durable.live_workflows l
     set status = 'pending', wake_at = null, ready_seq = case when l.paused_at is null then nextval('durable.ready_seq') end
-    where l.workflow_id = any(v_ids) and l.workflow_id <> all(v_held)
+    where l.workflow_id = any(v_ids)
     returning l.workflow_id, l.ready_seq, row(l.line_id, l.priority, l.queue, l.name)::durable.place as place
   )
   select array_agg(w.workflow_id), array_agg(w.place) filter (where w.ready_seq is not null) into v_ids, v_places from woken w;
@@ -36,20 +44,33 @@ returns integer language plpgsql as $$
 declare
   v_after timestamptz := durable._timers_after(1);
   v_now timestamptz := durable._now();
-  v_late record;
+  v_ids uuid[];
+  v_held uuid[];
+  v_worker_ids integer[];
   v_error jsonb := jsonb_build_object(
     'code', 'WF010', 'type', 'WorkflowTimedOut', 'message', 'the timeout of the workflow has passed');
 begin
-  select array_agg(d.workflow_id) as ids, array_agg(d.worker_id) as worker_ids into v_late from (
-    select l.workflow_id, l.worker_id from durable.live_workflows l
+  v_ids := array(
+    select l.workflow_id from durable.live_workflows l
     where l.deadline > v_after and l.deadline <= v_now
-    order by l.deadline limit max_workflows for update skip locked) d;
-  if v_late.ids is null then
+    order by l.deadline limit max_workflows for update skip locked);
+  v_held := durable._with_held_rows(v_ids);
+  if cardinality(v_held) > 0 then
+    -- As above.
+    v_ids := array(
+      select l.workflow_id from durable.live_workflows l
+      where l.deadline > v_after and l.deadline <= v_now and l.workflow_id <> all(v_held) and (l.workflow_id = any(v_ids)
+        or not exists (select from durable.waits w where w.workflow_id = l.workflow_id and w.xmax <> '0'::xid)
+        and not exists (select from durable.open_steps s where s.workflow_id = l.workflow_id and s.xmax <> '0'::xid))
+      order by l.deadline limit max_workflows for update skip locked);
+  end if;
+  if cardinality(v_ids) = 0 then
     return 0;
   end if;
-  perform durable._fail_many_now(v_late.ids, v_error);
-  perform durable._tell(v_late.worker_ids, 'cancel');
-  return cardinality(v_late.ids);
+  v_worker_ids := array(select l.worker_id from durable.live_workflows l where l.workflow_id = any(v_ids));
+  perform durable._fail_many_now(v_ids, v_error);
+  perform durable._tell(v_worker_ids, 'cancel');
+  return cardinality(v_ids);
 end
 $$;
 

@@ -307,8 +307,8 @@ end
 $$;
 
 -- An unfinished workflow with all that is unfinished below it, locked in the order of the ids. A child that a
--- transaction starts while this one waits for its row is found in the next round. Null when one of them is locked by another
--- transaction, and this one may not wait.
+-- transaction starts while this one waits for its row is found in the next round. Null when another transaction has locked something
+-- of one of them, and this one may not wait.
 create function durable._lock_family(workflow_id uuid, may_wait boolean default true)
 returns uuid[] language plpgsql as $$
 declare
@@ -317,9 +317,10 @@ declare
   v_level uuid[];
 begin
   loop
-    if not may_wait and exists (
+    if not may_wait and (exists (
         select from durable.live_workflows l where l.workflow_id = any(v_found) and l.workflow_id <> all(array(
-          select o.workflow_id from durable.live_workflows o where o.workflow_id = any(v_found) for update skip locked))) then
+          select o.workflow_id from durable.live_workflows o where o.workflow_id = any(v_found) for update skip locked)))
+        or cardinality(durable._with_held_rows(v_found)) > 0) then
       return null;
     end if;
     v_ids := array(

@@ -17,6 +17,28 @@ begin
 end
 $$;
 
+-- The same for all that is kept of workflows under way: waits, open steps and mail that is not received.
+create function durable._with_held_rows(workflow_ids uuid[])
+returns uuid[] language plpgsql as $$
+begin
+  return durable._with_held_waits(workflow_ids)
+    || case when exists (
+         select from durable.open_steps s where s.workflow_id = any(_with_held_rows.workflow_ids) and s.xmax <> '0'::xid) then array(
+         select s.workflow_id from durable.open_steps s
+         where s.workflow_id = any(_with_held_rows.workflow_ids) and s.xmax <> '0'::xid and s.ctid <> all(array(
+           select o.ctid from durable.open_steps o
+           where o.workflow_id = any(_with_held_rows.workflow_ids) and o.xmax <> '0'::xid for update skip locked))) end
+    || case when exists (
+         select from durable.messages m
+         where m.workflow_id = any(_with_held_rows.workflow_ids) and m.received_by is null and m.xmax <> '0'::xid) then array(
+         select m.workflow_id from durable.messages m
+         where m.workflow_id = any(_with_held_rows.workflow_ids) and m.received_by is null and m.xmax <> '0'::xid and m.ctid <> all(array(
+           select o.ctid from durable.messages o
+           where o.workflow_id = any(_with_held_rows.workflow_ids) and o.received_by is null and o.xmax <> '0'::xid
+           for update skip locked))) end;
+end
+$$;
+
 -- Puts waiting workflows back in line and returns which. Others may hold a row of one: it is passed over.
 create function durable._wake(workflow_ids uuid[])
 returns uuid[] language plpgsql as $$
@@ -96,29 +118,38 @@ begin
 end
 $$;
 
--- Takes what was sent to a run while it was being continued on to the last one; the next tick wakes that.
+-- Takes what was sent to a run while it was being continued on to the last one; the next tick wakes that. Returns the receivers whose
+-- mail it could not take on, because somebody is in the way.
 create function durable._forward(p_receivers uuid[])
-returns void language plpgsql as $$
+returns uuid[] language plpgsql as $$
 declare
   v_ended uuid;
   v_last uuid;
+  v_kept uuid[] := '{}'::uuid[];
 begin
-  foreach v_ended in array array(
+  for v_ended in
     select r.id from unnest(p_receivers) as r(id)
-    where not exists (select from durable.live_workflows l where l.workflow_id = r.id))
+    where not exists (select from durable.live_workflows l where l.workflow_id = r.id)
+    -- Each one of those that are kept may take as long as a lock is waited for; a few at a time, and not always the same.
+    order by random()
   loop
     v_last := durable._last_run(v_ended);
-    if v_last <> v_ended then
-      begin
-        update durable.messages m set workflow_id = v_last, xid = pg_current_xact_id()
-        where m.workflow_id = v_ended and m.received_by is null and (m.key is null or not exists (
-          select from durable.messages d where d.workflow_id = v_last and d.key = m.key));
-      exception when lock_not_available or unique_violation then
-        -- Somebody is about to send the same: then it is for another tick.
-        raise debug 'messages of % go to % later', v_ended, v_last;
-      end;
+    if v_last = v_ended then
+      continue;
+    elsif cardinality(v_kept) >= 3 then
+      v_kept := v_kept || v_ended;
+      continue;
     end if;
+    begin
+      update durable.messages m set workflow_id = v_last, xid = pg_current_xact_id()
+      where m.workflow_id = v_ended and m.received_by is null and (m.key is null or not exists (
+        select from durable.messages d where d.workflow_id = v_last and d.key = m.key));
+    exception when lock_not_available or unique_violation then
+      -- Somebody is about to send the same, or has locked one of them.
+      v_kept := v_kept || v_ended;
+    end;
   end loop;
+  return v_kept;
 end
 $$;
 
@@ -154,6 +185,7 @@ declare
   v_parents uuid[];
   v_ids uuid[];
   v_late uuid[];
+  v_kept uuid[];
   v_woken uuid[];
 begin
   -- At the first tick of a server, which may have been a logical replica. If it was ticked before, its workers give it away.
@@ -175,7 +207,9 @@ begin
     select e.event from durable.events e where e.xid >= v_from and e.xid < v_until
     union all
     select e.event from durable.events e where e.xid = any(v_running) and e.xid < v_from);
-  perform durable._forward(v_receivers);
+  -- Others may hold these for long: not always the same, where there are many.
+  v_late := array(select i.workflow_id from durable.late_wakes i order by random() limit max_workflows);
+  v_kept := durable._forward(v_receivers || v_late);
   v_askers := array(
     select r.workflow_id from durable.approval_requests r where r.xid >= v_from and r.xid < v_until
     union all
@@ -201,16 +235,17 @@ begin
     select w.workflow_id from durable.waits w
     where w.workflow_id = any(v_parents) and w.kind = 'children' and durable._has_come('children', w.subject, w.workflow_id)
     limit max_workflows);
-  v_late := array(select i.workflow_id from durable.late_wakes i limit max_workflows);
   v_woken := durable._wake(v_ids || v_late);
 
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
-  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken || v_late);
+  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken || v_late)
+  union all
+  select k.id from unnest(v_kept) as k(id) where k.id <> all(v_late);
   delete from durable.late_wakes i
   where i.ctid = any(array(
     select o.ctid from durable.late_wakes o
-    where o.workflow_id = any(v_late) and (o.workflow_id = any(v_woken) or not exists (
+    where o.workflow_id = any(v_late) and o.workflow_id <> all(v_kept) and (o.workflow_id = any(v_woken) or not exists (
       select from durable.live_workflows l where l.workflow_id = o.workflow_id and l.status = 'waiting'))
     for update skip locked));
 
@@ -269,7 +304,9 @@ begin
   v_ended := array(select distinct e.id from unnest(v_ids) as e(id) where e.id <> all(v_kept));
   if cardinality(v_ended) > 0 then
     delete from durable.messages m
-    where m.workflow_id = any(v_ended) and (m.workflow_id, m.seq) <= (v_ids[v_done], v_seqs[v_done]);
+    where m.ctid = any(array(
+      select o.ctid from durable.messages o
+      where o.workflow_id = any(v_ended) and (o.workflow_id, o.seq) <= (v_ids[v_done], v_seqs[v_done]) for update skip locked));
     get diagnostics v_done = row_count;
     v_removed := v_removed + v_done;
     v_done := cardinality(v_ids);

@@ -142,6 +142,7 @@ returns table (item integer, outcome text, output jsonb, error jsonb) language p
 declare
   v_now timestamptz;
   v_locked uuid[];
+  v_held uuid[];
   v_item record;
   v_timed jsonb;
   v_until timestamptz;
@@ -164,11 +165,15 @@ begin
   -- The xid before the clock, as for every wake_at: see durable.line_marks.
   perform pg_current_xact_id();
   v_now := durable._now();
-  -- Nobody else parks, receives or takes a workflow over meanwhile. One that another transaction holds, a step with SQL of
-  -- its own or a cancellation, is not waited for.
+  -- Nobody else parks, receives or takes a workflow over meanwhile. One of which another transaction holds something, a step with SQL
+  -- of its own or a cancellation, is not waited for.
   v_locked := array(
     select l.workflow_id from durable.live_workflows l where l.workflow_id = any(_wait.workflow_ids)
     order by l.workflow_id for update skip locked);
+  v_held := durable._with_held_rows(v_locked);
+  if cardinality(v_held) > 0 then
+    v_locked := array(select l.id from unnest(v_locked) as l(id) where l.id <> all(v_held));
+  end if;
 
   for v_item in
     select u.*, coalesce(u.mode, 'any') as known_mode,

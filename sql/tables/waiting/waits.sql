@@ -74,4 +74,6 @@ comment on table durable.wake_marks is 'One row: what the last tick saw of waits
 create unlogged table durable.late_wakes (
   workflow_id uuid not null
 );
-comment on table durable.late_wakes is 'Waiting workflows that the tick could not wake, for another transaction held their row.';
+comment on table durable.late_wakes is
+  'Workflows to which a tick has to come back, for another transaction held something of them: waiting ones that it could not wake, and '
+  'ended runs whose mail it could not take on to the last one.';
