@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import pytest
 from durable_client import AsyncContext, Context, Durable
 
 from client.test_starting import WAITING, started
-from client.workers import working
+from client.workers import Processes, working
 from clusters import TEMPLATE, Cluster, Clusters, Database
-from engine import rows, value
+from engine import call, enqueue, rows, value, wait_until
 from pgbouncer import PgBouncer
 
 pytestmark = pytest.mark.pg(15, 18)
@@ -148,3 +149,28 @@ def test_of_several_hosts_a_worker_finds_the_primary(
             primary.start()
             assert app.handle(workflow_id).result(timeout=60) == 3
         app.close()
+
+
+def test_a_worker_says_that_postgres_does_not_answer_while_commits_wait_for_a_standby(
+    own_db: Database, own_processes: Processes
+) -> None:
+    conn = own_db.connect()
+    conn.execute("set synchronous_commit = local")
+    worker = own_processes.start()
+    wait_until(conn, "select count(*) = 1 from durable.workers")
+    conn.execute("alter system set synchronous_standby_names = 'berlin'")
+    conn.execute("select pg_reload_conf()")
+    workflow_id = enqueue(conn, "leaf", input=json.dumps(["one", 1]))
+    give_up = time.monotonic() + 60
+    while "Postgres has not answered for 10 s; see `durable doctor`" not in worker.log():
+        assert time.monotonic() < give_up, worker.log()
+        time.sleep(0.1)
+    assert worker.log().count("has not answered") <= 3
+    # The remedy that the doctor names.
+    remedies = [row.remedy for row in call(conn, "health") if row.check == "commits"]
+    statements = [part for part in remedies[0].partition("as a superuser: ")[2].split(";") if part.strip()]
+    assert len(statements) == 2
+    for statement in statements:
+        conn.execute(statement.encode())
+    wait_until(conn, "select durable.status(%s) = 'completed'", workflow_id)
+    assert worker.running()

@@ -206,6 +206,12 @@ class ResultTimeout(DurableError, TimeoutError):
     """The workflow did not end within the timeout of ``Handle.result()``; it goes on."""
 
 
+RIGHTS_HINT = (
+    "The owner of the schema gives your role what it needs: durable.grant_client('role') to enqueue and to steer, "
+    "grant_observer() to look, grant_approver() to decide, grant_worker() to run workers, grant_admin() for schedules "
+    "and settings."
+)
+
 _BY_CODE: dict[str, type[DurableError]] = {
     cls.code: cls
     for cls in (
@@ -255,8 +261,7 @@ def from_database(error: psycopg.Error) -> DurableError | None:
     if state == "42501" and "durable" in primary:
         return SchemaMismatch(
             f"this role may not use durable: {primary}",
-            hint="An owner of the schema grants it with one of durable.grant_client(), grant_worker(), "
-            "grant_approver(), grant_observer() and grant_admin().",
+            hint=RIGHTS_HINT,
         )
     if state.startswith("54"):
         return PayloadTooLarge(

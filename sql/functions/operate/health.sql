@@ -26,6 +26,18 @@ begin
 end
 $$;
 
+-- Where there are such sessions, a check that looks at what sessions do and found nothing cannot say that all is well.
+create function durable._unless_hidden("check" text, detail text)
+returns durable.finding language plpgsql stable as $$
+begin
+  if durable._has_hidden_sessions() then
+    return durable._finding("check", 'warning', 'the sessions of other roles cannot be seen, nor what they hold or wait for',
+      format('As a superuser: grant pg_read_all_stats to %s', quote_ident(current_user)));
+  end if;
+  return durable._finding("check", 'ok', detail);
+end
+$$;
+
 -- Who a session is: its process, role, program and what it does. Of sessions of other roles, only members of pg_read_all_stats
 -- see more than the process.
 create function durable._session(pid integer)
@@ -52,7 +64,7 @@ begin
   else
     return query select * from durable._finding('ticks', v_state,
       format('no tick for %s: nothing is recovered, woken, timed out or fired', durable._span(at - v_last)),
-      'Start a worker, or have pg_cron tick: durable.enable_pg_cron(). If workers run, see their logs and the check locks.', v_last);
+      'Start a worker, or have pg_cron tick: durable.enable_pg_cron(). If workers run, see their logs and the checks locks and commits.', v_last);
   end if;
 end
 $$;
@@ -82,7 +94,7 @@ begin
   select 'locks', 'warning', coalesce(p.prepared, a.xact_start, a.state_change),
     format('%s holds the advisory key %s%s',
       case when p.gid is null then durable._session(k.pid) else format('prepared transaction %L', p.gid) end, n.name, n.effect),
-    case when p.gid is null then 'End that transaction: commit it there, or select pg_terminate_backend(process).'
+    case when p.gid is null then format('End that transaction: commit it there, or select pg_terminate_backend(%s).', k.pid)
       else format('End it: commit prepared %L, or else rollback prepared %L.', p.gid, p.gid) end
   from (
     select hashtext(e.name) as first, e.name, e.effect from (values
@@ -105,7 +117,7 @@ begin
   union all
   select 'locks', 'critical', min(w.waitstart),
     format('%s has locked %s, and others wait for it', durable._session(b.pid), string_agg(distinct w.relation::regclass::text, ', ')),
-    'End that transaction: commit it there, or select pg_terminate_backend(process). Until then calls that need the table wait.'
+    format('End that transaction: commit it there, or select pg_terminate_backend(%s). Until then calls that need the table wait.', b.pid)
   from pg_locks w
   join pg_class c on c.oid = w.relation and c.relnamespace = 'durable'::regnamespace
   cross join lateral unnest(pg_blocking_pids(w.pid)) as b(pid)
@@ -114,7 +126,7 @@ begin
     and not exists (select from pg_locks o where o.pid = b.pid and not o.granted)
   group by b.pid;
   if not found then
-    return query select * from durable._finding('locks', 'ok', 'nobody else holds a key of the engine');
+    return query select * from durable._unless_hidden('locks', 'nobody else holds a key of the engine');
   end if;
 end
 $$;
@@ -164,7 +176,7 @@ begin
        'End its transaction, and limit such ones with idle_in_transaction_session_timeout.' as remedy
      from pg_stat_activity a
      where a.xact_start is not null and (a.backend_xmin is not null or a.backend_xid is not null)
-       and a.backend_type <> 'autovacuum worker'
+       and a.backend_type <> 'autovacuum worker' and a.wait_event is distinct from 'SyncRep'
      order by a.xact_start limit 1)
     union all
     (select format('prepared transaction %L', p.gid), p.prepared, 'Commit or roll it back: commit prepared, rollback prepared.'
@@ -176,11 +188,8 @@ begin
       case when s.active then '' else ', which nobody uses,' end, greatest(age(s.xmin), age(s.catalog_xmin))),
     'Bring its consumer back, or drop it: select pg_drop_replication_slot(...).'
   from pg_replication_slots s where greatest(age(s.xmin), age(s.catalog_xmin)) > 1000000;
-  if not found and durable._has_hidden_sessions() then
-    return query select * from durable._finding('vacuum', 'warning', 'the sessions of other roles cannot be seen, nor what they hold',
-      format('grant pg_read_all_stats to %s', quote_ident(current_user)));
-  elsif not found then
-    return query select * from durable._finding('vacuum', 'ok', 'no transaction is older than 10 minutes');
+  if not found then
+    return query select * from durable._unless_hidden('vacuum', 'no transaction is older than 10 minutes');
   end if;
 end
 $$;
@@ -198,10 +207,11 @@ begin
     return query select * from durable._finding('commits', 'critical',
       format('commits of %s session(s) wait for a synchronous standby (synchronous_standby_names is %L)', v_waiting.sessions,
         current_setting('synchronous_standby_names')),
-      'Bring the standby back, or go on without it: alter system reset synchronous_standby_names, then select pg_reload_conf().',
+      'Bring the standby back, or go on without it, as a superuser: alter system set synchronous_standby_names = ''''; '
+        'select pg_reload_conf();',
       v_waiting.since);
   else
-    return query select * from durable._finding('commits', 'ok', 'none waits for a standby');
+    return query select * from durable._unless_hidden('commits', 'none waits for a standby');
   end if;
 end
 $$;

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import psycopg
 
-from .._errors import DurableError, from_database
+from .._errors import RIGHTS_HINT, DurableError, from_database
 
 
 class ReportingGroup(click.Group):
@@ -51,14 +51,13 @@ def explain(error: psycopg.Error) -> DurableError:
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return DurableError(
             diag.message_primary or str(error),
-            hint="The server is a standby, or default_transaction_read_only is on. Pass the DSN of the primary, or of "
-            "several hosts of which one is the primary, or set that off for this role.",
+            hint="The server is a standby: pass the DSN of the primary, or of several hosts of which it is one. Or "
+            "default_transaction_read_only is on: alter role … set default_transaction_read_only = off.",
         )
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return DurableError(
             diag.message_primary or str(error),
             detail=diag.message_detail,
-            hint="Connect as a role that may, or have the owner of the schema give yours the right with one of "
-            "durable.grant_client(), grant_worker(), grant_approver(), grant_observer() and grant_admin().",
+            hint=RIGHTS_HINT,
         )
     return DurableError(diag.message_primary or str(error), detail=diag.message_detail, hint=diag.message_hint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ def pause(tries: int, longest: float = _LONGEST_PAUSE) -> float:
     return min(longest, 0.01 * 2.0 ** min(tries, 10)) * (0.5 + random.random() / 2)
 
 
+# After so many seconds without an answer, the log has a line.
+_UNANSWERED = 10
 # A call that was refused this often, within about four seconds, is worth a line even when others are answered.
 MANY_TRIES = 10
 
@@ -104,6 +107,9 @@ class Link:
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._trouble = Trouble(f"connection {name}")
+        # When the statement under way was sent, and whether the log has a line of it.
+        self._sent_at: float | None = None
+        self._told = False
         self.reconnects = 0
         self.direct = True
 
@@ -111,6 +117,14 @@ class Link:
     def is_busy(self) -> bool:
         """Whether a statement is under way."""
         return self._lock.locked()
+
+    def tell_if_unanswered(self) -> None:
+        """For the log: a statement that is not answered for long. Its commit may wait for a standby, say."""
+        if self._sent_at is not None and time.monotonic() - self._sent_at > _UNANSWERED and not self._told:
+            self._told = True
+            log.warning(
+                "connection %s: Postgres has not answered for %d s; see `durable doctor`", self._name, _UNANSWERED
+            )
 
     async def connect(self) -> None:
         """Makes the first connection. A server that is still to come up, or to be promoted, is waited for.
@@ -183,13 +197,20 @@ class Link:
                 if self._conn is None or self._conn.closed:
                     await self._reconnect()
                 assert self._conn is not None
+                self._sent_at = time.monotonic()
                 cursor = await self._conn.execute(query, parameters, prepare=self.direct)
-                return await cursor.fetchall()
+                rows = await cursor.fetchall()
+                if self._told:
+                    self._told = False
+                    log.info("connection %s: Postgres answers again", self._name)
+                return rows
             except psycopg.Error as error:
                 if not await self._is_lost(error, tries):
                     raise
                 if self._conn is not None:
                     await self._conn.close()
+            finally:
+                self._sent_at = None
             await asyncio.sleep(pause(tries))
             tries += 1
 

@@ -51,7 +51,7 @@ def readable(value: Any, step: str) -> Any:
     """A value that was parsed before, or raises Misfit in place of one that could not be."""
     if isinstance(value, _codec.Unreadable):
         raise Misfit(
-            f"step {step!r}: {value.error.message}\nGo on in a copy that has another output for this step: "
+            f"step {step!r}: {value.error.message}\nCancel it, and go on in a copy with another output for this step: "
             f"durable fork ID --from '{step}' --replace '{step}=JSON'. For a wait, JSON is "
             '{"index": 0, "value": …}. '
             "Or let a worker in another language run it, and resume."

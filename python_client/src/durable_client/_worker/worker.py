@@ -57,6 +57,8 @@ _AGAIN = 0.25
 # that none of them waits for one. A worker with slow workflows claims none that another could begin.
 _AHEAD = 0.02
 _SAMPLE = 0.05
+# How often the worker looks for statements that are not answered.
+_WATCH = 2.0
 # How long code that was told to stop may take to do so.
 _LAST_WORDS = 2.0
 
@@ -127,7 +129,8 @@ class Worker:
                 found = await self._unless_stopped(self._open(opened))
             if found is None:
                 return
-            (self._link, *writers), lease = found
+            self._links, lease = found
+            self._link, *writers = self._links
             # A claim would have to wait for a tick on its connection; a flush takes the other writer.
             self._tick_link = writers[0]
             self._writer = Writer(writers)
@@ -178,7 +181,7 @@ class Worker:
             await asyncio.gather(started, stopped, return_exceptions=True)
 
     async def _work(self, session: Session) -> None:
-        loops = [self._loop.create_task(self._claim_loop()), self._loop.create_task(self._tick_loop())]
+        loops = [self._loop.create_task(loop) for loop in (self._claim_loop(), self._tick_loop(), self._watch_links())]
         stopped: asyncio.Task[Any] = self._loop.create_task(self._stopped.wait())
         try:
             await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -310,6 +313,12 @@ class Worker:
                 turn = max(20, due + 1)
             await asyncio.sleep(turn / 1000)
 
+    async def _watch_links(self) -> None:
+        while not self._stopping:
+            for link in self._links:
+                link.tell_if_unanswered()
+            await asyncio.sleep(_WATCH)
+
     # Running
 
     def _start_next(self) -> None:
@@ -373,7 +382,11 @@ class Worker:
         if run.claimed.input is None and workflow.input_has_default:
             return ()
         subject = f"workflow {run.workflow_id} ({run.name}): the input"
-        value = None if run.claimed.input is None else _codec.parse(run.claimed.input, subject)
+        try:
+            value = None if run.claimed.input is None else _codec.parse(run.claimed.input, subject)
+        except InvalidArgument as error:
+            error.hint = f"Start a copy with another one: durable fork {run.workflow_id} --input JSON"
+            raise
         return (_codec.decode(value, workflow.decode_input, subject),)
 
     def _encode(self, run: Run, output: Any) -> str:
