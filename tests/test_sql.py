@@ -37,6 +37,7 @@ ACCEPTED = {
     "durable._add_partition(text,date)": "routine is marked as VOLATILE, should be STABLE",
     # They lock rows, and see what was committed before each statement.
     "durable._first_in(durable.line_head[],integer,bigint,tid[])": "routine is marked as VOLATILE, should be STABLE",
+    "durable._with_held_waits(uuid[])": "routine is marked as VOLATILE, should be STABLE",
     # To raise is its effect.
     "durable._raise(text,text,text,text)": "routine is marked as VOLATILE, should be IMMUTABLE",
     # pg_cron is not in this database.

@@ -27,14 +27,14 @@ end
 $$;
 
 -- Where there are such sessions, a check that looks at what sessions do and found nothing cannot say that all is well.
-create function durable._unless_hidden("check" text, detail text)
+create function durable._unless_hidden(name text, detail text)
 returns durable.finding language plpgsql stable as $$
 begin
   if durable._has_hidden_sessions() then
-    return durable._finding("check", 'warning', 'the sessions of other roles cannot be seen, nor what they hold or wait for',
+    return durable._finding(name, 'warning', 'the sessions of other roles cannot be seen, nor what they hold or wait for',
       format('As a superuser: grant pg_read_all_stats to %s', quote_ident(current_user)));
   end if;
-  return durable._finding("check", 'ok', detail);
+  return durable._finding(name, 'ok', detail);
 end
 $$;
 
