@@ -43,17 +43,22 @@ def started(conn: Connection, count: int = 1, **named: Any) -> list[Any]:
     return claim(conn, "worker", count, [named.get("queue", "default")])
 
 
-def parked(conn: Connection, conditions: str, count: int = 1, **named: Any) -> list[UUID]:
-    """Workflows that wait for a condition."""
-    timeout = named.pop("timeout_of_wait", None)
-    held = started(conn, count, **named)
-    ids = [each.workflow_id for each in held]
+def park(conn: Connection, held: list[Any], conditions: str, timeout: str | None = None) -> list[UUID]:
+    """Lets workflows that are held wait for a condition."""
+    ids, count = [each.workflow_id for each in held], len(held)
     outcomes = call(
         conn, "wait_many", ids, [each.lease for each in held], ["s"] * count, [conditions] * count,
-        **({"timeouts": [timeout] * count} if timeout else {}),
+        timeouts=[timeout] * count,
     )  # fmt: skip
     assert [outcome[1] for outcome in outcomes] == ["parked"] * count
     return ids
+
+
+def parked(
+    conn: Connection, conditions: str, count: int = 1, *, timeout_of_wait: str | None = None, **named: Any
+) -> list[UUID]:
+    """New workflows that wait for a condition."""
+    return park(conn, started(conn, count, **named), conditions, timeout_of_wait)
 
 
 def ticks(conn: Connection, times: int = 1, most: int = FEW) -> Any:
@@ -197,12 +202,7 @@ def test_schedules_that_would_have_to_cancel_what_is_held_do_not_keep_others_fro
         call(conn, "schedule", f"cancels {n}", "1 hour", "w", overlap="cancel", catchup="100 days")
     conn.execute("update durable.schedules set next_at = next_at - interval '1 hour'")
     ticks(conn, 3)
-    held = claim(conn, "worker", MANY)
-    outcomes = call(
-        conn, "wait_many", [each.workflow_id for each in held], [each.lease for each in held], ["s"] * MANY,
-        [MESSAGE] * MANY,
-    )  # fmt: skip
-    assert [outcome[1] for outcome in outcomes] == ["parked"] * MANY
+    park(conn, claim(conn, "worker", MANY), MESSAGE)
     holder.execute("select from durable.waits for share")
     call(conn, "schedule", "z", "1 hour", "w", catchup="100 days")
     advance(conn, "1 hour")

@@ -1,14 +1,10 @@
 -- Messages and events, and how they wake; the rules stand in sql/tables/waiting/waits.sql.
 
 -- Of these workflows, those of whose waits somebody has locked a row by hand. Whoever wakes them has to remove that row. To lock each
--- would take longer, so only those are that have an xmax.
+-- would take longer, so only those are that have an xmax; without any, nothing is locked.
 create function durable._with_held_waits(workflow_ids uuid[])
 returns uuid[] language plpgsql as $$
 begin
-  if not exists (
-      select from durable.waits w where w.workflow_id = any(_with_held_waits.workflow_ids) and w.xmax <> '0'::xid) then
-    return '{}'::uuid[];
-  end if;
   return array(
     select w.workflow_id from durable.waits w
     where w.workflow_id = any(_with_held_waits.workflow_ids) and w.xmax <> '0'::xid and w.ctid <> all(array(
@@ -22,20 +18,17 @@ create function durable._with_held_rows(workflow_ids uuid[])
 returns uuid[] language plpgsql as $$
 begin
   return durable._with_held_waits(workflow_ids)
-    || case when exists (
-         select from durable.open_steps s where s.workflow_id = any(_with_held_rows.workflow_ids) and s.xmax <> '0'::xid) then array(
-         select s.workflow_id from durable.open_steps s
-         where s.workflow_id = any(_with_held_rows.workflow_ids) and s.xmax <> '0'::xid and s.ctid <> all(array(
-           select o.ctid from durable.open_steps o
-           where o.workflow_id = any(_with_held_rows.workflow_ids) and o.xmax <> '0'::xid for update skip locked))) end
-    || case when exists (
-         select from durable.messages m
-         where m.workflow_id = any(_with_held_rows.workflow_ids) and m.received_by is null and m.xmax <> '0'::xid) then array(
-         select m.workflow_id from durable.messages m
-         where m.workflow_id = any(_with_held_rows.workflow_ids) and m.received_by is null and m.xmax <> '0'::xid and m.ctid <> all(array(
-           select o.ctid from durable.messages o
-           where o.workflow_id = any(_with_held_rows.workflow_ids) and o.received_by is null and o.xmax <> '0'::xid
-           for update skip locked))) end;
+    || array(
+      select s.workflow_id from durable.open_steps s
+      where s.workflow_id = any(_with_held_rows.workflow_ids) and s.xmax <> '0'::xid and s.ctid <> all(array(
+        select o.ctid from durable.open_steps o
+        where o.workflow_id = any(_with_held_rows.workflow_ids) and o.xmax <> '0'::xid for update skip locked)))
+    || array(
+      select m.workflow_id from durable.messages m
+      where m.workflow_id = any(_with_held_rows.workflow_ids) and m.received_by is null and m.xmax <> '0'::xid and m.ctid <> all(array(
+        select o.ctid from durable.messages o
+        where o.workflow_id = any(_with_held_rows.workflow_ids) and o.received_by is null and o.xmax <> '0'::xid
+        for update skip locked)));
 end
 $$;
 

@@ -53,8 +53,7 @@ def readable(value: Any, step: str) -> Any:
         raise Misfit(
             f"step {step!r}: {value.error.message}\nCancel it, and go on in a copy with another output for this step: "
             f"durable fork ID --from '{step}' --replace '{step}=JSON'. For a wait, JSON is "
-            '{"index": 0, "value": …}. '
-            "Or let a worker in another language run it, and resume."
+            '{"index": 0, "value": …}. Or let a worker in another language run it, and resume.'
         )
     return value
 
