@@ -111,7 +111,7 @@ def work(conn: Connection, turn: str) -> None:
     # Once a minute a tick begins to sweep the mail.
     conn.execute("update durable.wake_marks set sweep_at = now()")
     for _ in range(3):
-        call(conn, "tick")
+        call(conn, "tick", 100)
 
 
 def wait(conn: Connection, queue: str) -> None:
@@ -237,17 +237,21 @@ def test_hot_calls_read_only_their_own_rows(db: Database, size: int, analyzed_wh
     if size == 0 and analyzed_when == "filled":
         analyzed_when = "empty"
     conn = db.connect()
-    if analyzed_when == "never":
-        for table in TABLES:
-            conn.execute(f"alter table durable.{table} set (autovacuum_enabled = off)".encode())
+    # It would renew the statistics at some time, and what is dead stays in indexes while it reads.
+    for (table,) in rows(
+        conn,
+        "select c.oid::regclass::text from pg_class c where c.relnamespace = 'durable'::regnamespace and c.relkind = 'r'",
+    ):
+        conn.execute(f"alter table {table} set (autovacuum_enabled = off)".encode())
     if analyzed_when == "empty":
         conn.execute("vacuum analyze")
     fill(conn, size)
     if analyzed_when == "filled":
         conn.execute("vacuum analyze")
     work(conn, "first, which fills the caches of plans")
-    # Once a minute a line is read from its beginning, which is not what this is about.
+    # Now and then a line is read from its beginning, which is not what this is about.
     conn.execute("update durable.line_marks set sweep_at = now() + interval '1 hour'")
+    conn.execute("update durable.lines set look_at = now() + interval '1 hour'")
     before = reads(conn)
     work(conn, "second")
     assert_only_own_rows_were_read(before, reads(conn))
