@@ -58,8 +58,7 @@ def complete(conn: Connection, claimed: Sequence[Any]) -> None:
 def release(conn: Connection, claimed: Sequence[Any]) -> None:
     def ask(left: list[Any]) -> list[Any]:
         call(conn, "release_many", ids(left), [c.lease for c in left])
-        leases = {c.lease for c in left}
-        held = rows(conn, "select lease from durable.live_workflows where lease = any(%s)", list(leases))
+        held = rows(conn, "select lease from durable.live_workflows where lease = any(%s)", [c.lease for c in left])
         return [c for c in left if (c.lease,) in held]
 
     again_while_locked(ask, claimed)

@@ -438,43 +438,48 @@ def test_psql_installs_the_plain_file_whatever_its_encoding(cluster: Cluster, db
         assert catalogue(other.connect()) == catalogue(db.connect())
 
 
+@contextlib.contextmanager
+def database_of(cluster: Cluster, encoding: str) -> Iterator[str]:
+    """The name of an empty database with another encoding."""
+    name = f"encoded_{os.getpid()}"
+    with cluster.connect() as admin:
+        admin.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
+        try:
+            yield name
+        finally:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
 @pytest.mark.pg(15, 18)
 def test_a_database_of_any_other_encoding_is_refused_by_both_forms(cluster: Cluster) -> None:
-    name = f"encoded_{os.getpid()}"
     with cluster.connect() as admin:
         encodings = [name for (name,) in rows(admin, "select pg_encoding_to_char(n) from generate_series(0, 34) n")]
         assert {"UTF8", "SQL_ASCII", "LATIN1", "EUC_JP", "WIN1252"} <= set(encodings)
-        for encoding in encodings:
-            if encoding == "UTF8":
-                continue
-            admin.execute(f"create database {name} encoding '{encoding}' locale 'C' template template0".encode())
+    for encoding in encodings:
+        if encoding == "UTF8":
+            continue
+        with database_of(cluster, encoding) as name:
             for form in (["-c", "create extension durable"], ["-1", "-f", str(ROOT / "build/durable.sql")]):
                 # Some encodings only psql can speak.
                 with pytest.raises(RuntimeError) as info:
                     run(
                         cluster.installation.tool("psql"), "-X", "-v", "ON_ERROR_STOP=1", "-d", cluster.dsn(name), *form
                     )
+                # Nothing that belongs to the schema is left either, or the second form would say so.
                 assert f"ERROR:  durable needs a database with the encoding UTF8; {name} has {encoding}" in str(
                     info.value
                 )
                 assert "create database NAME encoding 'UTF8' template template0" in str(info.value)
-            # Nothing that belongs to the schema is left either, or the second form would have said so.
-            admin.execute(f"drop database {name} with (force)".encode())
 
 
 @pytest.mark.pg(15, 18)
 def test_a_plain_file_that_goes_on_after_it_was_refused_installs_nothing(cluster: Cluster) -> None:
-    name = f"encoded_{os.getpid()}"
-    with cluster.connect() as admin:
-        admin.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0".encode())
-        try:
-            psql, file = cluster.installation.tool("psql"), ROOT / "build/durable.sql"
-            run(psql, "-X", "-q", "-d", cluster.dsn(name), "-f", str(file))
-            with psycopg.connect(cluster.dsn(name)) as conn:
-                assert value(conn, "select count(*) from pg_namespace where nspname = 'durable'") == 0
-                assert value(conn, "select count(*) from pg_class where relname = 'live_workflows'") == 0
-        finally:
-            admin.execute(f"drop database {name} with (force)".encode())
+    with database_of(cluster, "LATIN1") as name:
+        psql, file = cluster.installation.tool("psql"), ROOT / "build/durable.sql"
+        run(psql, "-X", "-q", "-d", cluster.dsn(name), "-f", str(file))
+        with psycopg.connect(cluster.dsn(name)) as conn:
+            assert value(conn, "select count(*) from pg_namespace where nspname = 'durable'") == 0
+            assert value(conn, "select count(*) from pg_class where relname = 'live_workflows'") == 0
 
 
 # The source

@@ -18,19 +18,12 @@ returns text language sql immutable as $$
   from (select extract(epoch from span) as n) s
 $$;
 
--- Whether there are sessions of other roles of which only the process can be seen.
-create function durable._has_hidden_sessions()
-returns boolean language plpgsql stable as $$
-begin
-  return exists (select from pg_stat_activity a where a.query = '<insufficient privilege>');
-end
-$$;
-
--- Where there are such sessions, a check that looks at what sessions do and found nothing cannot say that all is well.
+-- Where there are sessions of other roles of which only the process can be seen, a check that looks at what sessions do and found
+-- nothing cannot say that all is well.
 create function durable._unless_hidden(name text, detail text)
 returns durable.finding language plpgsql stable as $$
 begin
-  if durable._has_hidden_sessions() then
+  if exists (select from pg_stat_activity a where a.query = '<insufficient privilege>') then
     return durable._finding(name, 'warning', 'the sessions of other roles cannot be seen, nor what they hold or wait for',
       format('As a superuser: grant pg_read_all_stats to %s', quote_ident(current_user)));
   end if;

@@ -373,7 +373,6 @@ returns integer language plpgsql as $$
 declare
   v_names text[];
   v_name text;
-  v_error text;
   v_released integer := 0;
   v_held integer := 0;
 begin
@@ -409,33 +408,32 @@ begin
       if durable._is_passing(sqlstate) then
         raise;
       end if;
-      v_error := format('%s (%s)', sqlerrm, sqlstate);
-      begin
-        perform durable._drop_queued(v_name, null, 1, 'failed', v_error);
+      if durable._fail_queued(v_name, null, format('%s (%s)', sqlerrm, sqlstate)) then
         update durable.schedules s set waiting = s.waiting - 1 where s.name = v_name;
-      exception when lock_not_available then
+      else
         v_held := v_held + 1;
-      end;
+      end if;
     end;
   end loop;
   return v_released;
 end
 $$;
 
--- Gives up the first p_max of what waits in a schedule, or in one of its backfills.
-create function durable._drop_queued(
-  schedule text, backfill_id bigint, p_max integer, outcome text, reason text
-)
-returns void language plpgsql as $$
+-- Gives up the first of what waits in a schedule, or in one of its backfills. False when somebody has locked it.
+create function durable._fail_queued(schedule text, backfill_id bigint, reason text)
+returns boolean language plpgsql as $$
 #variable_conflict use_column
 begin
   update durable.schedule_firings f
-  set outcome = _drop_queued.outcome, reason = _drop_queued.reason
-  where f.schedule = _drop_queued.schedule and f.due_at = any(array(
+  set outcome = 'failed', reason = _fail_queued.reason
+  where f.schedule = _fail_queued.schedule and f.due_at = any(array(
     select q.due_at from durable.schedule_firings q
-    where q.schedule = _drop_queued.schedule and q.outcome = 'queued'
-      and q.backfill_id is not distinct from _drop_queued.backfill_id
-    order by q.due_at limit p_max));
+    where q.schedule = _fail_queued.schedule and q.outcome = 'queued'
+      and q.backfill_id is not distinct from _fail_queued.backfill_id
+    order by q.due_at limit 1));
+  return true;
+exception when lock_not_available then
+  return false;
 end
 $$;
 
@@ -509,7 +507,6 @@ create function durable._run_backfills(p_max integer)
 returns integer language plpgsql as $$
 declare
   v_backfill durable.schedule_backfills;
-  v_error text;
   v_started integer := 0;
   v_held integer := 0;
 begin
@@ -526,12 +523,9 @@ begin
       if durable._is_passing(sqlstate) then
         raise;
       end if;
-      v_error := format('%s (%s)', sqlerrm, sqlstate);
-      begin
-        perform durable._drop_queued(v_backfill.schedule, v_backfill.backfill_id, 1, 'failed', v_error);
-      exception when lock_not_available then
+      if not durable._fail_queued(v_backfill.schedule, v_backfill.backfill_id, format('%s (%s)', sqlerrm, sqlstate)) then
         v_held := v_held + 1;
-      end;
+      end if;
     end;
   end loop;
   return v_started;

@@ -65,11 +65,15 @@ MANY_TRIES = 10
 
 
 class Trouble:
-    """Tells the log of errors that pass: when they begin, when they are over, and the rest at the level debug."""
+    """Tells the log of errors that pass: when they begin, when they are over, and the rest at the level debug.
+
+    Also of a call that is not answered for long.
+    """
 
     def __init__(self, subject: str) -> None:
         self._subject = subject
         self._count = 0
+        self._is_unanswered = False
 
     def met(self, error: object, tries: int) -> None:
         """An error of a call that met so many before."""
@@ -79,11 +83,18 @@ class Trouble:
         reason = str(error).partition("\n")[0]
         log.log(level, "%s: Postgres refuses for the moment, trying again: %s", self._subject, reason)
 
+    def unanswered(self) -> None:
+        """A call has no answer after ``_UNANSWERED`` seconds. Its commit may wait for a standby, say."""
+        if not self._is_unanswered:
+            self._is_unanswered = True
+            log.warning("%s: Postgres has not answered for %d s; see `durable doctor`", self._subject, _UNANSWERED)
+
     def over(self) -> None:
         """A call was answered."""
-        if self._count > 1:
+        if self._count > 1 or self._is_unanswered:
             log.info("%s: Postgres answers again", self._subject)
         self._count = 0
+        self._is_unanswered = False
 
 
 async def _accepts_connections(dsn: str) -> bool:
@@ -107,9 +118,8 @@ class Link:
         self._conn: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
         self._lock = asyncio.Lock()
         self._trouble = Trouble(f"connection {name}")
-        # When the statement under way was sent, and whether the log has a line of it.
+        # When the statement under way was sent.
         self._sent_at: float | None = None
-        self._told = False
         self.reconnects = 0
         self.direct = True
 
@@ -119,12 +129,9 @@ class Link:
         return self._lock.locked()
 
     def tell_if_unanswered(self) -> None:
-        """For the log: a statement that is not answered for long. Its commit may wait for a standby, say."""
-        if self._sent_at is not None and time.monotonic() - self._sent_at > _UNANSWERED and not self._told:
-            self._told = True
-            log.warning(
-                "connection %s: Postgres has not answered for %d s; see `durable doctor`", self._name, _UNANSWERED
-            )
+        """For the log: a statement that is not answered for long."""
+        if self._sent_at is not None and time.monotonic() - self._sent_at > _UNANSWERED:
+            self._trouble.unanswered()
 
     async def connect(self) -> None:
         """Makes the first connection. A server that is still to come up, or to be promoted, is waited for.
@@ -199,11 +206,7 @@ class Link:
                 assert self._conn is not None
                 self._sent_at = time.monotonic()
                 cursor = await self._conn.execute(query, parameters, prepare=self.direct)
-                rows = await cursor.fetchall()
-                if self._told:
-                    self._told = False
-                    log.info("connection %s: Postgres answers again", self._name)
-                return rows
+                return await cursor.fetchall()
             except psycopg.Error as error:
                 if not await self._is_lost(error, tries):
                     raise
