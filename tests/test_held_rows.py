@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from clusters import Database
-from engine import Connection, advance, call, claim, enqueue, rows, value
+from engine import Connection, advance, age, call, claim, enqueue, rows, value
 
 pytestmark = pytest.mark.pg(15, 18)
 FEW = 5
@@ -288,3 +288,183 @@ def test_one_message_that_is_held_does_not_keep_the_rest_from_aging_out(conn: Co
     conn.execute(sweep)
     ticks(conn, most=1000)
     assert rows(conn, left) == [(0, 0)]
+
+
+def continued(conn: Connection, held: Any) -> UUID:
+    """The run after this one, which waits for a message."""
+    call(conn, "continue_as_new", held.workflow_id, held.lease)
+    (last,) = park(conn, claim(conn, "worker"), MESSAGE)
+    ticks(conn, most=1000)
+    return last
+
+
+def test_mail_that_a_tick_takes_on_wakes_also_when_the_tick_had_done_something_before(
+    db: Database, conn: Connection
+) -> None:
+    sender, ticker = db.connect(autocommit=False), db.connect(autocommit=False)
+    ticks(conn)
+    (each,) = started(conn)
+    call(sender, "send", each.workflow_id, "topic", "1")
+    last = continued(conn, each)
+    sender.commit()
+    ticker.execute("select pg_current_xact_id()")
+    # Somebody's later transaction ends before the tick looks.
+    conn.execute("select pg_current_xact_id()")
+    call(ticker, "tick")
+    ticker.commit()
+    ticks(conn, 2)
+    assert status(conn, last) == "pending"
+
+
+def test_what_is_sent_in_the_transaction_of_a_tick_wakes(db: Database, conn: Connection, holder: Connection) -> None:
+    (waiting,) = parked(conn, MESSAGE)
+    ticks(conn)
+    sender = db.connect(autocommit=False)
+    sender.execute("select pg_current_xact_id()")
+    conn.execute("select pg_current_xact_id()")
+    call(sender, "tick")
+    holder.execute("select from durable.live_workflows where workflow_id = %s for update", [waiting])
+    call(sender, "send", waiting, "topic", "1")
+    sender.commit()
+    holder.rollback()
+    ticks(conn, 2)
+    assert status(conn, waiting) == "pending"
+
+
+def test_mail_that_a_tick_sees_before_its_receiver_has_gone_on_goes_on_too(
+    conn: Connection, holder: Connection
+) -> None:
+    (each,) = started(conn)
+    ticks(conn)
+    call(holder, "continue_as_new", each.workflow_id, each.lease)
+    assert value(conn, "select durable.send(%s, 'topic', '1')", each.workflow_id)
+    ticks(conn, 2)
+    holder.commit()
+    (last,) = park(conn, claim(conn, "worker"), MESSAGE)
+    ticks(conn, 2)
+    assert status(conn, last) == "pending"
+    ticks(conn)
+    assert value(conn, "select count(*) from durable.late_wakes") == 0
+
+
+@pytest.mark.parametrize("how", ["a sender of the same", "ticks that cannot look"])
+def test_mail_of_a_run_that_was_continued_long_ago_does_not_age_out_on_its_way(
+    db: Database, conn: Connection, holder: Connection, how: str
+) -> None:
+    sender = db.connect(autocommit=False)
+    (each,) = started(conn)
+    call(sender, "send", each.workflow_id, "topic", "1", key="key")
+    last = continued(conn, each)
+    conn.execute("update durable.finished_workflows set completed_at = completed_at - interval '2 hours'")
+    conn.execute("update durable.wake_marks set sweep_at = '-infinity'")
+    if how == "a sender of the same":
+        call(holder, "send", last, "topic", "2", key="key")
+    else:
+        holder.execute("lock table durable.late_wakes in share mode")
+    sender.commit()
+    for _ in range(2):
+        call(conn, "tick")
+    holder.rollback()
+    ticks(conn, 3)
+    assert status(conn, last) == "pending"
+
+
+@pytest.mark.parametrize("how", ["update", "share"])
+def test_a_mark_that_is_held_does_not_stop_the_claims_of_its_queue(
+    conn: Connection, holder: Connection, how: str
+) -> None:
+    def work() -> int:
+        call(conn, "enqueue_many", "w", ["1"] * 50)
+        # For marks are moved after 20 milliseconds, and by a claim that need not register its worker.
+        conn.execute("select pg_sleep(0.05)")
+        return len(claim(conn, "worker", 50))
+
+    for _ in range(5):
+        work()
+    assert value(conn, "select count(*) > 0 from durable.line_marks where queue = 'default'")
+    holder.execute(f"select from durable.line_marks for {how}".encode())
+    assert [work() for _ in range(20)] == [50] * 20
+    ticks(conn, 3)
+
+
+def test_many_queued_firings_that_are_held_do_not_keep_others_from_starting(
+    conn: Connection, holder: Connection
+) -> None:
+    for name in [*(f"a{n:02}" for n in range(MANY)), "z"]:
+        call(conn, "schedule", name, "1 hour", "w", overlap="queue_all", catchup="100 days")
+    conn.execute("update durable.schedules set next_at = next_at - interval '2 hours'")
+    ticks(conn, 3, most=1000)
+    for each in claim(conn, "worker", 100):
+        call(conn, "complete", each.workflow_id, each.lease)
+    before = value(conn, "select waiting from durable.schedules where name = 'z'")
+    assert before > 0
+    holder.execute("select from durable.schedule_firings where schedule <> 'z' for update")
+    until(conn, lambda: value(conn, "select waiting from durable.schedules where name = 'z'") < before, most=1000)
+
+
+@pytest.mark.parametrize("table", ["messages", "workflow_state", "open_steps", "checkpoints"])
+def test_what_is_held_of_one_past_its_time_does_not_keep_others(
+    conn: Connection, holder: Connection, table: str
+) -> None:
+    all_ = started(conn, 4)
+    for each in all_:
+        call(conn, "checkpoint", each.workflow_id, each.lease, "s", "1")
+        call(conn, "publish", each.workflow_id, each.lease, "key", "1")
+        call(conn, "send", each.workflow_id, "topic", "1")
+        call(conn, "complete", each.workflow_id, each.lease)
+        # As what a heartbeat stores while the workflow ends.
+        conn.execute(
+            "insert into durable.open_steps (workflow_id, lease, started_at, step_name) values (%s, 1, now(), 'o')",
+            [each.workflow_id],
+        )
+    call(conn, "configure", "retention", "1 hour")
+    held, *_ = age(conn, "3 hours", [each.workflow_id for each in all_])
+    # Mail ages out as well, which is not what this is about.
+    conn.execute("update durable.wake_marks set sweep_at = 'infinity'")
+    holder.execute(f"select from durable.{table} where workflow_id = %s for update".encode(), [held])
+    left = "select array_agg(workflow_id) from durable.finished_workflows"
+    until(conn, lambda: value(conn, left) == [held], most=1000)
+    holder.rollback()
+    until(conn, lambda: value(conn, left) is None, most=1000)
+
+
+@pytest.mark.parametrize(
+    "what", ["schedule_firings where schedule = 'other'", "schedules where name = 'own'", "workers"]
+)
+@pytest.mark.parametrize("how", ["update", "share"])
+def test_what_somebody_holds_when_the_clock_is_set_back_is_put_right_when_it_is_free(
+    conn: Connection, holder: Connection, what: str, how: str
+) -> None:
+    advance(conn, "5 hours")
+    for name in ("own", "other", "third"):
+        # The past of one of them is missed.
+        catchup = "0" if name == "other" else "100 days"
+        call(conn, "schedule", name, "1 hour", "w", catchup=catchup, overlap="allow", queue="x")
+    conn.execute("update durable.schedules set next_at = next_at - interval '2 hours' where name = 'other'")
+    enqueue(conn)
+    claim(conn, "dead")
+    (sleeper,) = parked(conn, "[]", timeout_of_wait="9 hours")
+    ticks(conn, 3, most=1000)
+    holder.execute(f"select from durable.{what} for {how}".encode())
+    advance(conn, "0 hours")
+
+    def far(name: str) -> bool:
+        return bool(
+            value(
+                conn,
+                "select next_at > clock_timestamp() + interval '2 hours' from durable.schedules where name = %s",
+                name,
+            )
+        )
+
+    # A timer that comes due meanwhile moves the marks of the timers on.
+    let_pass(conn)
+    ticks(conn, 3, most=1000)
+    assert status(conn, sleeper) == "pending"
+    assert not far("third")
+    assert far("own") is (what.startswith("schedules"))
+    holder.rollback()
+    ticks(conn, 3, most=1000)
+    assert not any(far(name) for name in ("own", "other", "third"))
+    assert value(conn, "select max(expires_at) < clock_timestamp() + interval '1 hour' from durable.workers")
+    assert [call(conn, "tick", 1000)[0].tick["set_back"] for _ in range(3)] == [0, 0, 0]

@@ -67,9 +67,11 @@ begin
   -- The key stands for what runs: were it left behind, retention would free it while the workflow goes on.
   update durable.workflow_keys k set workflow_id = v_next
   where k.key = v_row.key and k.workflow_id = continue_as_new.workflow_id;
-  -- What was sent and not received is for the next run. The tick brings what is committed after this has looked.
+  -- What was sent and not received is for the next run. The tick brings what is committed after this has looked: it may see that
+  -- before it sees that this run has ended, so it has to come back.
   update durable.messages m set workflow_id = v_next, xid = pg_current_xact_id()
   where m.workflow_id = continue_as_new.workflow_id and m.received_by is null;
+  insert into durable.late_wakes (workflow_id) values (workflow_id);
   perform durable._line_up(array[row(v_line_id, v_row.priority, v_row.queue, v_row.name)::durable.place]);
   return v_next;
 end

@@ -76,9 +76,17 @@ declare
   v_has_gap boolean;
   v_done_at timestamptz;
 begin
+  if v_mark.queue is not null then
+    -- Where somebody has locked it, claims begin to read where it is.
+    perform from durable.line_marks m where m.queue = p_queue and m.version = v_mark.version for update skip locked;
+    if not found then
+      return;
+    end if;
+  end if;
   -- Marks with an xid from the future came with a dump from another server.
   if v_mark.queue is null or v_mark.seen_xid > p_xid then
-    delete from durable.line_marks m where m.queue = p_queue;
+    delete from durable.line_marks m where m.ctid = any(array(
+      select o.ctid from durable.line_marks o where o.queue = p_queue for update skip locked));
     insert into durable.line_marks (queue, version, seen_seq, seen_xid, next_seq, next_at, moved_at, sweep_at)
     values (p_queue, coalesce(v_mark.version, 0) + 1, p_seq, p_xid, p_seq, p_now, p_now, p_now + interval '1 minute')
     on conflict on constraint line_marks_pkey do nothing;
@@ -153,7 +161,7 @@ begin
       select coalesce(array_agg(u.line_id), '{}'), coalesce(array_agg(u.safe_seq), '{}'), coalesce(array_agg(u.start_seq), '{}')
       from unnest(m.line_ids, m.safe_seqs, m.start_seqs) as u(line_id, safe_seq, start_seq)
       where u.line_id not in (select g from unnest(p_line_ids) as g))
-    where m.queue = v_queue;
+    where m.ctid = any(array(select o.ctid from durable.line_marks o where o.queue = v_queue for update skip locked));
   end loop;
 end
 $$;

@@ -44,7 +44,23 @@ begin
       select k.workflow_id from durable.workflow_keys k
       where k.workflow_id = any(workflow_ids) and k.key not in (
         select o.key from durable.workflow_keys o where o.workflow_id = any(workflow_ids)
-        order by o.key for update skip locked)));
+        order by o.key for update skip locked))
+    -- What nobody else needs may be locked by hand: only what has an xmax is looked at more closely.
+    except (
+      select m.workflow_id from durable.messages m
+      where m.workflow_id = any(workflow_ids) and m.xmax <> '0'::xid and m.ctid <> all(array(
+        select o.ctid from durable.messages o
+        where o.workflow_id = any(workflow_ids) and o.xmax <> '0'::xid for update skip locked)))
+    except (
+      select s.workflow_id from durable.workflow_state s
+      where s.workflow_id = any(workflow_ids) and s.xmax <> '0'::xid and s.ctid <> all(array(
+        select o.ctid from durable.workflow_state o
+        where o.workflow_id = any(workflow_ids) and o.xmax <> '0'::xid for update skip locked)))
+    except (
+      select s.workflow_id from durable.open_steps s
+      where s.workflow_id = any(workflow_ids) and s.xmax <> '0'::xid and s.ctid <> all(array(
+        select o.ctid from durable.open_steps o
+        where o.workflow_id = any(workflow_ids) and o.xmax <> '0'::xid for update skip locked))));
   delete from durable.workflow_keys k where k.workflow_id = any(v_ids);
   delete from durable.messages m where m.workflow_id = any(v_ids);
   delete from durable.approval_requests r where r.workflow_id = any(v_ids);

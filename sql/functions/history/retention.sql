@@ -197,6 +197,7 @@ declare
   v_until timestamptz := case when p_has_rule then p_cutoff else durable._latest_cutoff(p_cutoff, p_day, p_at, p_longest) end;
   v_past uuid[];
   v_ids uuid[];
+  v_touched uuid[];
 begin
   with near as materialized (
     select f.workflow_id, f.completed_at, f.queue, f.parent_id from durable.finished_workflows f
@@ -219,12 +220,25 @@ begin
     where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_past)
     order by f.completed_at limit p_workflows for update skip locked
   ), counted as (
-    select e.workflow_id, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before
+    select e.workflow_id, s.touched, sum(s.steps) over (order by e.completed_at, e.workflow_id) - s.steps as steps_before
     from expired e, lateral (
-      select count(*) as steps from durable.checkpoints c
+      select count(*) as steps, bool_or(c.xmax <> '0'::xid) as touched from durable.checkpoints c
       where c.workflow_id = e.workflow_id and c.workflow_id >= v_first and c.workflow_id < v_next) s
   )
-  select array_agg(c.workflow_id) into v_ids from counted c where c.steps_before < 10 * p_workflows;
+  select array_agg(c.workflow_id), array_agg(c.workflow_id) filter (where c.touched) into v_ids, v_touched
+  from counted c where c.steps_before < 10 * p_workflows;
+  if v_touched is not null then
+    -- Somebody may have locked a step by hand.
+    v_ids := array(
+      select i.id from unnest(v_ids) as i(id)
+      except
+      select c.workflow_id from durable.checkpoints c
+      where c.workflow_id >= v_first and c.workflow_id < v_next and c.workflow_id = any(v_touched) and c.xmax <> '0'::xid
+        and c.ctid <> all(array(
+          select o.ctid from durable.checkpoints o
+          where o.workflow_id >= v_first and o.workflow_id < v_next and o.workflow_id = any(v_touched) and o.xmax <> '0'::xid
+          for update skip locked)));
+  end if;
   v_ids := durable._forget(v_ids);
   delete from durable.finished_workflows f
   where f.workflow_id >= v_first and f.workflow_id < v_next and f.workflow_id = any(v_ids);

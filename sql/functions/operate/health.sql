@@ -109,8 +109,12 @@ begin
     and (p.prepared < at - interval '5 seconds' or a.xact_start < at - interval '5 seconds' and a.state <> 'active' or a.state = 'idle')
   union all
   select 'locks', 'critical', min(w.waitstart),
-    format('%s has locked %s, and others wait for it', durable._session(b.pid), string_agg(distinct w.relation::regclass::text, ', ')),
-    format('End that transaction: commit it there, or select pg_terminate_backend(%s). Until then calls that need the table wait.', b.pid)
+    format('%s has locked %s, and others wait for it',
+      case when b.pid = 0 then 'a prepared transaction' else durable._session(b.pid) end,
+      string_agg(distinct w.relation::regclass::text, ', ')),
+    case when b.pid = 0 then 'End it: find it in pg_prepared_xacts, and commit prepared or rollback prepared.'
+      else format('End that transaction: commit it there, or select pg_terminate_backend(%s).', b.pid) end
+    || ' Until then calls that need the table wait.'
   from pg_locks w
   join pg_class c on c.oid = w.relation and c.relnamespace = 'durable'::regnamespace
   cross join lateral unnest(pg_blocking_pids(w.pid)) as b(pid)

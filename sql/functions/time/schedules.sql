@@ -384,7 +384,8 @@ begin
     where s.waiting > 0 and s.paused_at is null and not exists (
       select from durable.schedule_firings f where f.schedule = s.name and f.open and f.backfill_id is null
         and exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id))
-    order by s.name limit p_max for update skip locked);
+    -- Of many that are held, others are tried the next time.
+    order by random() limit p_max for update skip locked);
   if cardinality(v_names) = 0 then
     return 0;
   end if;

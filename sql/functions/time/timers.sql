@@ -6,6 +6,10 @@ returns bigint language sql immutable strict as $$ select (extract(epoch from at
 create function durable._timer_time(place bigint)
 returns timestamptz language sql immutable strict as $$ select to_timestamp(0) + place * interval '1 microsecond' $$;
 
+-- The latest time that the marks of the timers know of.
+create function durable._time_of(mark durable.line_marks)
+returns timestamptz language sql immutable as $$ select greatest(mark.moved_at, durable._timer_time(mark.seen_seq)) $$;
+
 create function durable._first_timer(p_timer bigint, p_after timestamptz, p_until timestamptz)
 returns bigint language plpgsql stable as $$
 begin
@@ -40,6 +44,10 @@ declare
   v_mark durable.line_marks := durable._newest_mark('');
   v_place bigint := durable._timer_place(p_at);
 begin
+  if durable._is_ahead(durable._time_of(v_mark), p_at) then
+    -- The clock was set back, and not all that waits for it is put right yet: see durable._set_back().
+    return;
+  end if;
   if p_done = 0 and v_mark.seen_seq > v_place - 10000000 then
     v_place := v_mark.seen_seq;
   end if;

@@ -122,7 +122,9 @@ declare
 begin
   for v_ended in
     select r.id from unnest(p_receivers) as r(id)
-    where not exists (select from durable.live_workflows l where l.workflow_id = r.id)
+    -- Not exists(), which may be planned by reading all mail.
+    where (select true from durable.messages m where m.workflow_id = r.id and m.received_by is null limit 1)
+      and not exists (select from durable.live_workflows l where l.workflow_id = r.id)
     -- Each one of those that are kept may take as long as a lock is waited for; a few at a time, and not always the same.
     order by random()
   loop
@@ -146,6 +148,22 @@ begin
 end
 $$;
 
+-- What a snapshot sees, without what this transaction has done and is yet to do: its own xid counts as running, which a snapshot leaves
+-- out.
+create function durable._of_others(p_seen pg_snapshot)
+returns pg_snapshot language plpgsql stable as $$
+declare
+  v_own constant xid8 := pg_current_xact_id_if_assigned();
+begin
+  if v_own < pg_snapshot_xmax(p_seen) then
+    return format('%s:%s:%s', least(pg_snapshot_xmin(p_seen), v_own), pg_snapshot_xmax(p_seen), (
+      select string_agg(r.xid::text, ',' order by r.xid)
+      from (select x as xid from pg_snapshot_xip(p_seen) as x union select v_own) r))::pg_snapshot;
+  end if;
+  return p_seen;
+end
+$$;
+
 -- Notes what a tick has seen. Another tick may be about to do the same, in a transaction that stays open; then the next one sees all
 -- of it again.
 create function durable._note_seen(p_seen pg_snapshot)
@@ -164,7 +182,8 @@ $$;
 create function durable._wake_missed(max_workflows integer)
 returns integer language plpgsql as $$
 declare
-  v_now pg_snapshot := pg_current_snapshot();
+  -- It takes mail on itself, and may be called in the transaction of somebody who sends.
+  v_now pg_snapshot := durable._of_others(pg_current_snapshot());
   v_last pg_snapshot := (select m.seen from durable.wake_marks m);
   -- Without a last one, at everything: also at what came with a dump from another server, whose xids may be higher.
   v_from xid8 := coalesce(pg_snapshot_xmax(v_last), '0');
@@ -232,9 +251,10 @@ begin
 
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
-  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken || v_late)
+  where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
+    and not exists (select from durable.late_wakes i where i.workflow_id = l.workflow_id)
   union all
-  select k.id from unnest(v_kept) as k(id) where k.id <> all(v_late);
+  select k.id from unnest(v_kept) as k(id) where not exists (select from durable.late_wakes i where i.workflow_id = k.id);
   delete from durable.late_wakes i
   where i.ctid = any(array(
     select o.ctid from durable.late_wakes o
@@ -255,7 +275,8 @@ end
 $$;
 
 -- Removes events that have aged out, and the mail of workflows that are completed or not stored any more. One that failed
--- keeps its mail: durable.retry() may let it go on. That of a completed one stays for an hour, for a sender that repeats.
+-- keeps its mail: durable.retry() may let it go on. That of a completed one stays for an hour, for a sender that repeats; of one that
+-- was continued, what was not received goes on to the last run first.
 create function durable._age_signals(max_rows integer)
 returns integer language plpgsql as $$
 declare
@@ -295,6 +316,10 @@ begin
     select e.workflow_id from durable._ended(array(select distinct i.id from unnest(v_ids) as i(id))) e
     where e.status <> 'completed' or e.completed_at > v_now - interval '1 hour');
   v_ended := array(select distinct e.id from unnest(v_ids) as e(id) where e.id <> all(v_kept));
+  v_kept := durable._forward(v_ended);
+  if cardinality(v_kept) > 0 then
+    v_ended := array(select e.id from unnest(v_ended) as e(id) where e.id <> all(v_kept));
+  end if;
   if cardinality(v_ended) > 0 then
     delete from durable.messages m
     where m.ctid = any(array(

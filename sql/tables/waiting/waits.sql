@@ -76,4 +76,5 @@ create unlogged table durable.late_wakes (
 );
 comment on table durable.late_wakes is
   'Workflows to which a tick has to come back, for another transaction held something of them: waiting ones that it could not wake, and '
-  'ended runs whose mail it could not take on to the last one.';
+  'runs that were continued, whose mail goes on to the last one.';
+create index late_wakes_id_idx on durable.late_wakes (workflow_id);
