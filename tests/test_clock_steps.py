@@ -138,7 +138,7 @@ class Waits:
         self.conditions: dict[UUID, str] = {}
         for kind in ("message", "event", "children", "approval"):
             enqueue(conn, kind, queue=self.queue)
-        for claimed in claim(conn, "waiter", 10, [self.queue]):
+        for claimed in self._claim(conn):
             of = (claimed.workflow_id, claimed.lease)
             condition = {"message": "topic", "event": self.event, "approval": "ask"}.get(claimed.name)
             if claimed.name == "children":
@@ -150,6 +150,11 @@ class Waits:
             (waited,) = call(conn, "wait", *of, "wait", self.conditions[claimed.workflow_id])
             assert waited.outcome == "parked"
         self.name = name
+
+    def _claim(self, conn: Connection) -> list[Any]:
+        # A claim does not renew the lease, of which little may be left.
+        call(conn, "heartbeat", "waiter")
+        return claim(conn, "waiter", 10, [self.queue])
 
     def end(self, conn: Connection) -> None:
         for workflow_id in self.conditions:
@@ -163,7 +168,7 @@ class Waits:
         ):
             call(conn, "decide", approval_id, "approved")
         ready(conn, list(self.conditions))
-        for claimed in claim(conn, "waiter", 10, [self.queue]):
+        for claimed in self._claim(conn):
             of = (claimed.workflow_id, claimed.lease)
             outcome = "waiting"
             # That is when somebody else looks at the same row; a worker asks again, too.

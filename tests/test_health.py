@@ -183,6 +183,24 @@ def test_who_has_locked_a_table_is_named_and_health_does_not_wait(db: Database) 
         enqueued.result()
 
 
+def test_a_prepared_transaction_that_has_locked_a_table_is_told_of(preparing_db: Database) -> None:
+    conn, waiting = preparing_db.connect(), preparing_db.connect()
+    holder = preparing_db.connect(autocommit=False)
+    call(conn, "tick")
+    holder.execute("lock table durable.live_workflows in share mode")
+    holder.execute("prepare transaction 'left behind'")
+    with ThreadPoolExecutor(1) as pool:
+        enqueued = pool.submit(enqueue, waiting)
+        wait_until(
+            conn,
+            "select count(*) > 0 from durable.health() where detail ~ %s and remedy ~ %s and remedy !~ 'terminate'",
+            "^a prepared transaction has locked durable.live_workflows",
+            "rollback prepared",
+        )
+        conn.execute("rollback prepared 'left behind'")
+        enqueued.result()
+
+
 def test_a_schedule_that_somebody_keeps_from_firing_is_named(db: Database) -> None:
     conn, holder = db.connect(), db.connect(autocommit=False)
     call(conn, "schedule", "held", "1 minute", "w")

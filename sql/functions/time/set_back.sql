@@ -43,7 +43,7 @@ begin
   end loop;
   return v_known = (select count(*) from durable.schedules s where s.name = any(v_names) and s.error is null) and not exists (
     select from durable.schedule_firings f
-    where f.schedule = any(v_names) and f.handled_at > p_at and f.outcome in ('missed', 'skipped', 'failed'));
+    where f.schedule = any(v_names) and durable._is_ahead(f.handled_at, p_at) and f.outcome in ('missed', 'skipped', 'failed'));
 end
 $$;
 
@@ -81,14 +81,16 @@ begin
   delete from durable.line_sweeps s where s.ctid = any(array(select o.ctid from durable.line_sweeps o for update skip locked));
   delete from durable.history_users u
   where u.ctid = any(array(select o.ctid from durable.history_users o where o.seen_at > p_at for update skip locked));
+  -- With a second to spare, for others go on meanwhile: what they write now is no leftover.
   if v_is_done and not exists (
       select from durable.workers o
-      where o.heartbeat_at > p_at or o.expires_at > v_expiry or o.lock_lost_at > p_at or o.died_at > p_at)
-    and not exists (select from durable.crash_marks m where m.seen_at > p_at)
-    and not exists (select from durable.lines n where n.look_at > p_at + n.patience)
-    and not exists (select from durable.wake_marks m where m.sweep_at > p_at)
-    and not exists (select from durable.line_sweeps)
-    and not exists (select from durable.history_users u where u.seen_at > p_at) then
+      where durable._is_ahead(o.heartbeat_at, p_at) or durable._is_ahead(o.expires_at, v_expiry)
+        or durable._is_ahead(o.lock_lost_at, p_at) or durable._is_ahead(o.died_at, p_at))
+    and not exists (select from durable.crash_marks m where durable._is_ahead(m.seen_at, p_at))
+    and not exists (select from durable.lines n where durable._is_ahead(n.look_at, p_at + n.patience))
+    and not exists (select from durable.wake_marks m where durable._is_ahead(m.sweep_at, p_at + interval '1 minute'))
+    and not exists (select from durable.line_sweeps s where durable._is_ahead(s.sweep_at, p_at + interval '10 minutes'))
+    and not exists (select from durable.history_users u where durable._is_ahead(u.seen_at, p_at)) then
     delete from durable.line_marks m
     where m.ctid = any(array(select o.ctid from durable.line_marks o where o.queue = '' for update skip locked));
   else
