@@ -381,9 +381,10 @@ begin
   end if;
   v_names := array(
     select s.name from durable.schedules s
-    where s.waiting > 0 and s.paused_at is null and not exists (
-      select from durable.schedule_firings f where f.schedule = s.name and f.open and f.backfill_id is null
-        and exists (select from durable.live_workflows l where l.workflow_id = f.workflow_id))
+    -- Not exists(), which may be planned by reading all workflows.
+    where s.waiting > 0 and s.paused_at is null and (
+      select true from durable.schedule_firings f where f.schedule = s.name and f.open and f.backfill_id is null
+        and (select true from durable.live_workflows l where l.workflow_id = f.workflow_id) limit 1) is null
     -- Of many that are held, others are tried the next time.
     order by random() limit p_max for update skip locked);
   if cardinality(v_names) = 0 then

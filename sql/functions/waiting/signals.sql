@@ -122,9 +122,9 @@ declare
 begin
   for v_ended in
     select r.id from unnest(p_receivers) as r(id)
-    -- Not exists(), which may be planned by reading all mail.
+    -- Not exists(), which may be planned by reading all mail, or all workflows.
     where (select true from durable.messages m where m.workflow_id = r.id and m.received_by is null limit 1)
-      and not exists (select from durable.live_workflows l where l.workflow_id = r.id)
+      and (select true from durable.live_workflows l where l.workflow_id = r.id) is null
     -- Each one of those that are kept may take as long as a lock is waited for; a few at a time, and not always the same.
     order by random()
   loop
@@ -252,14 +252,15 @@ begin
   insert into durable.late_wakes (workflow_id)
   select l.workflow_id from durable.live_workflows l
   where l.workflow_id = any(v_ids) and l.status = 'waiting' and l.workflow_id <> all(v_woken)
-    and not exists (select from durable.late_wakes i where i.workflow_id = l.workflow_id)
+    -- Not exists(), as above.
+    and (select true from durable.late_wakes i where i.workflow_id = l.workflow_id limit 1) is null
   union all
-  select k.id from unnest(v_kept) as k(id) where not exists (select from durable.late_wakes i where i.workflow_id = k.id);
+  select k.id from unnest(v_kept) as k(id) where (select true from durable.late_wakes i where i.workflow_id = k.id limit 1) is null;
   delete from durable.late_wakes i
   where i.ctid = any(array(
     select o.ctid from durable.late_wakes o
-    where o.workflow_id = any(v_late) and o.workflow_id <> all(v_kept) and (o.workflow_id = any(v_woken) or not exists (
-      select from durable.live_workflows l where l.workflow_id = o.workflow_id and l.status = 'waiting'))
+    where o.workflow_id = any(v_late) and o.workflow_id <> all(v_kept) and (o.workflow_id = any(v_woken) or (
+      select true from durable.live_workflows l where l.workflow_id = o.workflow_id and l.status = 'waiting') is null)
     for update skip locked));
 
   if v_ended_seqs is not null then
